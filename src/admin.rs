@@ -1,0 +1,106 @@
+//! The operators' edge, never on the public listener:
+//!
+//! | route | token | answer |
+//! |---|---|---|
+//! | `GET /livez` | no | 200 while the process serves |
+//! | `GET /readyz` | no | 200 when deliveries can be accepted, else 503 and why |
+//! | `GET /metrics` | no | Prometheus text |
+//! | `GET /api/v1/status` | viewer | [`Status`] |
+//!
+//! It knows what it is told through [`Gateway`], and changes nothing.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
+
+mod auth;
+mod status;
+
+pub use auth::{Denied, admit};
+pub use status::{DestinationStatus, SourceStatus, Status, StoreStatus};
+
+use crate::config::Role;
+use crate::metrics::Metrics;
+
+/// What the admin listener shows; the composition root implements it.
+pub trait Gateway: Send + Sync + 'static {
+    /// What the sender of a request with these headers may do; asked anew each time, so that a reload counts.
+    ///
+    /// # Errors
+    /// When it may do nothing.
+    fn admit(&self, headers: &HeaderMap) -> Result<Role, Denied>;
+
+    /// Whether deliveries can be accepted.
+    ///
+    /// # Errors
+    /// Why not.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The catalogue behind `/metrics`, with the gauges that are read rather than counted brought up to date.
+    fn metrics(&self) -> &Metrics;
+
+    /// How things stand.
+    fn status(&self) -> Status;
+}
+
+type Shown = State<Arc<dyn Gateway>>;
+
+/// The routes over `gateway`.
+pub fn router(gateway: Arc<dyn Gateway>) -> Router {
+    let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
+    let api = Router::new()
+        .route("/status", get(show_status))
+        .fallback(nothing)
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), guard));
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .nest("/api/v1", api)
+        .fallback(nothing)
+        .with_state(gateway)
+}
+
+async fn readyz(State(gateway): Shown) -> Response {
+    match gateway.ready() {
+        Ok(()) => "ready\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+    }
+}
+
+async fn show_metrics(State(gateway): Shown) -> Response {
+    let (page, content_type) = gateway.metrics().page();
+    ([(CONTENT_TYPE, content_type)], page).into_response()
+}
+
+async fn show_status(State(gateway): Shown) -> Json<Status> {
+    Json(gateway.status())
+}
+
+async fn guard(State(gateway): Shown, request: Request, next: Next) -> Response {
+    match gateway.admit(request.headers()) {
+        Ok(_role) => next.run(request).await,
+        Err(denied) => problem(denied.status(), &denied.to_string()),
+    }
+}
+
+/// RFC 9457.
+fn problem(status: StatusCode, detail: &str) -> Response {
+    #[derive(Serialize)]
+    struct Problem<'a> {
+        r#type: &'static str,
+        title: &'static str,
+        status: u16,
+        detail: &'a str,
+    }
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = Json(Problem { r#type: "about:blank", title, status: status.as_u16(), detail });
+    (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response()
+}

@@ -1,0 +1,100 @@
+//! Who may use the admin API: bearers of a configured token, or, without tokens, whoever sits on this machine and
+//! names it as such.
+
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderMap, StatusCode};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::config::{Admin, AdminToken, Role};
+
+/// Why a request was turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// No token, or not one of ours.
+    #[error("send `Authorization: Bearer` with one of admin.tokens")]
+    Token,
+    /// A name that may be another site's, pointed at this machine (DNS rebinding).
+    #[error("without admin.tokens, only requests to localhost by that name or by its address are answered")]
+    Host,
+}
+
+impl Denied {
+    /// The status to answer with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Token => StatusCode::UNAUTHORIZED,
+            Self::Host => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+/// What the sender of a request with these headers may do.
+///
+/// # Errors
+/// When it may do nothing.
+pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Role, Denied> {
+    if admin.tokens.is_empty() {
+        return if names_this_machine(headers) { Ok(Role::Operator) } else { Err(Denied::Host) };
+    }
+    let offered = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
+    let Some((scheme, offered)) = offered else { return Err(Denied::Token) };
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
+        return Err(Denied::Token);
+    }
+    // Digests, so that comparing takes the same time whatever the length; and every token is compared.
+    let offered = Sha256::digest(offered);
+    let matches = |token: &&AdminToken| bool::from(Sha256::digest(token.token.expose()).ct_eq(&offered));
+    let found: Vec<&AdminToken> = admin.tokens.iter().filter(matches).collect();
+    found.first().map(|token| token.role).ok_or(Denied::Token)
+}
+
+fn names_this_machine(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn check(tokens: &[(&str, Role)], headers: &[(&str, &str)], expected: Result<Role, Denied>) {
+        let token = |(token, role): &(&str, Role)| AdminToken {
+            name: "x".into(),
+            role: *role,
+            token: Secret::new(*token).unwrap(),
+        };
+        let admin = Admin { address: ([127, 0, 0, 1], 0).into(), tokens: tokens.iter().map(token).collect() };
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        assert_eq!(admit(&admin, &map), expected, "{headers:?}");
+    }
+
+    #[test]
+    fn tokens() {
+        let tokens = [("look-at-it", Role::Viewer), ("change-it", Role::Operator)];
+        check(&tokens, &[("authorization", "Bearer look-at-it")], Ok(Role::Viewer));
+        check(&tokens, &[("authorization", "bearer change-it")], Ok(Role::Operator));
+        check(&tokens, &[("authorization", "Bearer change")], Err(Denied::Token));
+        check(&tokens, &[("authorization", "Basic change-it")], Err(Denied::Token));
+        check(&tokens, &[("authorization", "")], Err(Denied::Token));
+        check(&tokens, &[("host", "localhost")], Err(Denied::Token));
+    }
+
+    #[test]
+    fn without_tokens_only_this_machine_by_its_own_name() {
+        for host in ["localhost", "localhost:8081", "127.0.0.1:8081", "[::1]:8081", "LOCALHOST"] {
+            check(&[], &[("host", host)], Ok(Role::Operator));
+        }
+        for host in ["evil.example", "localhost.evil.example", "10.0.0.1", ""] {
+            check(&[], &[("host", host)], Err(Denied::Host));
+        }
+        check(&[], &[], Err(Denied::Host));
+    }
+}

@@ -1,0 +1,71 @@
+//! The document of `GET /api/v1/status`.
+
+use serde::{Deserialize, Serialize};
+
+/// How the gateway stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The binary's version.
+    pub version: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// Whether deliveries can be accepted.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready_because: Option<String>,
+    /// Whether the latest load of the configuration succeeded.
+    pub config_loaded: bool,
+    /// The store.
+    pub store: StoreStatus,
+    /// In the order of the configuration.
+    pub sources: Vec<SourceStatus>,
+    /// In the order of the configuration.
+    pub destinations: Vec<DestinationStatus>,
+}
+
+/// How the store stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `sqlite`.
+    pub engine: String,
+    /// Size of its files.
+    pub bytes: u64,
+}
+
+/// How a source stands; counts are since the start of the process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its path.
+    pub path: String,
+    /// The preset, `custom` or `none`.
+    pub provider: String,
+    /// Whether requests are verified and refused (`enforce`), only judged (`observe`), or not even that (`none`).
+    pub enforcement: String,
+    /// Deliveries stored.
+    pub stored: u64,
+    /// Duplicates answered.
+    pub duplicate: u64,
+    /// Requests refused.
+    pub rejected: u64,
+}
+
+/// How a destination stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DestinationStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub url: String,
+    /// The lane's state.
+    pub state: String,
+    /// Attempts under way.
+    pub running: usize,
+    /// Forwards waiting or in flight.
+    pub pending: u64,
+    /// Age of the oldest pending forward in seconds; 0 when none is.
+    pub oldest_age_seconds: u64,
+    /// Dead letters.
+    pub dead: u64,
+}

@@ -1,0 +1,98 @@
+//! Puts together what operators see.
+
+use http::HeaderMap;
+
+use super::Parts;
+use crate::admin::{self, Denied, DestinationStatus, Gateway, SourceStatus, Status, StoreStatus};
+use crate::clock::elapsed;
+use crate::config::Role;
+use crate::metrics::Metrics;
+use crate::store::Depth;
+use crate::verify::Enforcement;
+
+impl Gateway for Parts {
+    fn admit(&self, headers: &HeaderMap) -> Result<Role, Denied> {
+        admin::admit(&self.config.load().admin, headers)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.stop.is_cancelled() {
+            return Err("draining".to_owned());
+        }
+        self.store.fault().map_or(Ok(()), |fault| Err(fault.to_string()))
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.refresh_gauges();
+        &self.metrics
+    }
+
+    fn status(&self) -> Status {
+        let config = self.config.load();
+        let ready = self.ready();
+        let requests = |source: &str, outcome: &str| {
+            self.metrics.ingest_requests.with_label_values(&[source, outcome]).get()
+        };
+        let sources = config.sources.iter().map(|source| SourceStatus {
+            name: source.name.to_string(),
+            path: source.path.clone(),
+            provider: source.provider.to_string(),
+            enforcement: match source.verifier.enforcement() {
+                Some(Enforcement::Enforce) => "enforce",
+                Some(Enforcement::Observe) => "observe",
+                None => "none",
+            }
+            .to_owned(),
+            stored: requests(&source.name, "stored"),
+            duplicate: requests(&source.name, "duplicate"),
+            rejected: requests(&source.name, "rejected"),
+        });
+        let (depths, lanes) = (self.store.depths(), self.lanes.states());
+        let now = self.clock.now();
+        let destinations = config.destinations.iter().map(|destination| {
+            let depth = depths.iter().find(|(name, _)| *name == destination.name);
+            let depth = depth.map_or(Depth::default(), |(_, depth)| *depth);
+            let lane = lanes.iter().find(|lane| lane.destination == destination.name);
+            DestinationStatus {
+                name: destination.name.to_string(),
+                url: destination.url.to_string(),
+                state: lane.map_or("none", |lane| lane.state.label()).to_owned(),
+                running: lane.map_or(0, |lane| lane.running),
+                pending: depth.pending,
+                oldest_age_seconds: depth.oldest.map_or(0, |oldest| elapsed(oldest, now).as_secs()),
+                dead: depth.dead,
+            }
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at.to_string(),
+            ready: ready.is_ok(),
+            not_ready_because: ready.err(),
+            config_loaded: self.metrics.config_last_reload_success.get() == 1,
+            store: StoreStatus { engine: "sqlite".to_owned(), bytes: self.store.bytes() },
+            sources: sources.collect(),
+            destinations: destinations.collect(),
+        }
+    }
+}
+
+impl Parts {
+    fn refresh_gauges(&self) {
+        let now = self.clock.now();
+        self.ingest.refresh_gauges();
+        self.metrics.store_bytes.set(i64::try_from(self.store.bytes()).unwrap_or(i64::MAX));
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let depths = self.store.depths();
+        // A destination of the configuration that has had no forward yet stands at 0.
+        let config = self.config.load();
+        let idle = config.destinations.iter().map(|destination| &destination.name);
+        let idle = idle.filter(|name| !depths.iter().any(|(known, _)| known == *name));
+        let idle = idle.map(|name| (name, Depth::default()));
+        for (name, depth) in depths.iter().map(|(name, depth)| (name, *depth)).chain(idle) {
+            let age = depth.oldest.map_or(0.0, |oldest| elapsed(oldest, now).as_secs_f64());
+            self.metrics.forward_pending.with_label_values(&[name]).set(gauge(depth.pending));
+            self.metrics.forward_dead.with_label_values(&[name]).set(gauge(depth.dead));
+            self.metrics.forward_oldest_age.with_label_values(&[name]).set(age);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What has to happen from time to time: retention, and the watch over the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Parts;
+use crate::store::StoreError;
+
+/// How soon a store that has shut itself is reported.
+const WATCH: Duration = Duration::from_millis(250);
+/// How often retention looks for what it may remove.
+const SWEEP: Duration = Duration::from_secs(30);
+
+impl Parts {
+    /// Ends when the gateway stops or the store has shut itself, which it reports through `failure`.
+    pub(super) async fn upkeep(self: Arc<Self>, failure: watch::Sender<Option<String>>) {
+        let mut ticks = interval(WATCH);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut swept_at = Instant::now();
+        let mut fault = None;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let before = std::mem::replace(&mut fault, self.store.fault());
+            match &fault {
+                Some(latched @ StoreError::Latched(_)) => {
+                    let _ = failure.send(Some(latched.to_string()));
+                    return;
+                }
+                // Told when it changes, not per refused request.
+                Some(error) if fault != before => tracing::warn!(%error, "refusing deliveries"),
+                None if before.is_some() => tracing::info!("accepting deliveries again"),
+                _ => {}
+            }
+            if swept_at.elapsed() >= SWEEP {
+                self.sweep().await;
+                swept_at = Instant::now();
+            }
+        }
+    }
+
+    async fn sweep(&self) {
+        let keep = self.config.load().store.keep_delivered;
+        match self.store.sweep(self.clock.now(), keep).await {
+            Ok(swept) => {
+                tracing::debug!(deliveries = swept.deliveries, claims = swept.claims, "retention swept");
+            }
+            Err(error) => tracing::warn!(%error, "retention could not sweep"),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The command line: what can be typed, and the exit code of what became of it.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+mod check;
+mod demo;
+mod http;
+mod logging;
+mod providers;
+mod run;
+mod send;
+mod status;
+
+/// A receiver-side webhook gateway: verifies what providers send, stores each delivery once, answers when it is on
+/// disk, and forwards it to slow backends under one uniform signature.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; SIGHUP reloads sources, destinations, secrets and certificates
+    Run(run::Arguments),
+    /// Judge a configuration file: exit 0, or 78 with every problem
+    Check(check::Arguments),
+    /// Show what the gateway does, live: signed, forged, stale and duplicate deliveries, slow and failing backends
+    Demo(demo::Arguments),
+    /// Sign a delivery as a provider would, send it, and print the answer
+    Send(send::Arguments),
+    /// List the providers whose signatures are known
+    Providers(providers::Arguments),
+    /// Show how a running gateway stands
+    Status(status::Arguments),
+    /// Exit 0 when a running gateway is ready, else 1 (69 when it cannot be reached)
+    Healthcheck(status::HealthArguments),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command failed, by exit code (those of sysexits.h).
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// 1: it was done, and the answer is no.
+    Failed(String),
+    /// 64: the command line makes no sense.
+    Usage(String),
+    /// 69: the gateway cannot be reached.
+    Unreachable(String),
+    /// 74: reading, writing, binding or storing failed.
+    Io(String),
+    /// 78: the configuration is refused; the text holds every problem.
+    Config(String),
+}
+
+impl Failure {
+    fn exit(self) -> ExitCode {
+        let (code, text) = match self {
+            Self::Failed(text) => (1, text),
+            Self::Usage(text) => (64, text),
+            Self::Unreachable(text) => (69, text),
+            Self::Io(text) => (74, text),
+            Self::Config(text) => (78, text),
+        };
+        if !text.is_empty() {
+            say_error(text.trim_end());
+        }
+        ExitCode::from(code)
+    }
+}
+
+pub(crate) fn run() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; clap prints each where it belongs.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let done = match arguments.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Send(arguments) => send::run(&arguments),
+        Command::Providers(arguments) => providers::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Healthcheck(arguments) => status::healthcheck(&arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "countersign", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    done.map_or_else(Failure::exit, |()| ExitCode::SUCCESS)
+}
+
+/// Prints a line to standard output; a closed pipe (`| head`) is the reader's decision, not an error.
+pub(crate) fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn say_error(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A runtime for a command that does one thing.
+pub(crate) fn small_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Io(format!("cannot start: {error}")))
+}

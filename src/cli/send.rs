@@ -1,0 +1,145 @@
+//! `countersign send`: signs as a provider would. With `--print` it only shows what it would send.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use countersign::clock::{Clock, Timestamp};
+use countersign::secret::Secret;
+use countersign::verify::{Message, Signer, preset};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method, Request};
+
+use super::http::Client;
+use super::{Failure, say, small_runtime};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The provider to sign for; `countersign providers` lists them
+    #[arg(long, value_name = "P")]
+    provider: String,
+    /// The secret shared with the receiver
+    #[arg(long, value_name = "S", env = "COUNTERSIGN_SEND_SECRET", hide_env_values = true)]
+    secret: String,
+    /// Where to send it
+    #[arg(long, value_name = "URL")]
+    to: String,
+    /// A file with the exact body, `-` for standard input; a small JSON document otherwise
+    #[arg(long, value_name = "F")]
+    body: Option<PathBuf>,
+    /// The delivery id; drawn at random otherwise
+    #[arg(long, value_name = "I")]
+    id: Option<String>,
+    /// The event type
+    #[arg(long, value_name = "E", default_value = "test")]
+    event: String,
+    /// The time to sign with: Unix seconds or RFC 3339; the present otherwise
+    #[arg(long, value_name = "T", value_parser = parse_time)]
+    now: Option<Timestamp>,
+    /// The method
+    #[arg(long, value_name = "M", default_value = "POST")]
+    method: Method,
+    /// Print headers and body instead of sending them
+    #[arg(long)]
+    print: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let now = arguments.now.unwrap_or_else(|| Clock::system().now());
+    let request = build(arguments, now)?;
+    if arguments.print {
+        for (name, value) in request.headers() {
+            say(&format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+        }
+        say("");
+        // Exactly what would be sent: a line feed more would not be what was signed.
+        return write_raw(request.body());
+    }
+    let answer = small_runtime()?.block_on(async { Client::new()?.exchange(request).await })?;
+    say(&format!("{}", answer.status()));
+    for (name, value) in answer.headers() {
+        say(&format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    }
+    if !answer.body().is_empty() {
+        say("");
+        write_raw(answer.body())?;
+    }
+    if answer.status().is_success() { Ok(()) } else { Err(Failure::Failed(String::new())) }
+}
+
+fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failure> {
+    let name = &arguments.provider;
+    let preset = preset(name).ok_or_else(|| {
+        Failure::Usage(format!("there is no provider `{name}`; `countersign providers` lists them"))
+    })?;
+    let secret = Secret::new(arguments.secret.as_str())
+        .map_err(|error| Failure::Usage(format!("--secret: {error}")))?;
+    let signer = Signer::new(preset.scheme.clone(), &secret)
+        .map_err(|error| Failure::Usage(format!("--secret: {error}")))?;
+    let id = arguments.id.clone().unwrap_or_else(|| {
+        countersign::id::Id::new(now, std::array::from_fn(|_| fastrand::u8(..))).to_string()
+    });
+    let body = match &arguments.body {
+        Some(path) => read(path)?,
+        None => sample(preset.scheme.id_pointer(), preset.scheme.event_pointer(), &id, &arguments.event),
+    };
+    let mut request = Request::builder()
+        .method(&arguments.method)
+        .uri(&arguments.to)
+        .body(body)
+        .map_err(|error| Failure::Usage(format!("--to {}: {error}", arguments.to)))?;
+    if request.uri().host().is_none() {
+        return Err(Failure::Usage(format!("--to {}: use http://HOST:PORT/PATH", arguments.to)));
+    }
+    let message = Message {
+        method: &arguments.method,
+        url: &arguments.to,
+        id: Some(&id),
+        event: Some(&arguments.event),
+        body: request.body(),
+    };
+    let signed: HeaderMap =
+        signer.sign(&message, now).map_err(|error| Failure::Usage(format!("cannot be signed: {error}")))?;
+    request.headers_mut().extend(signed);
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(request)
+}
+
+/// A body that carries id and event type where the provider's do.
+fn sample(id_pointer: Option<&str>, event_pointer: Option<&str>, id: &str, event: &str) -> Bytes {
+    let mut body = serde_json::Map::new();
+    for (pointer, value) in [(id_pointer, id), (event_pointer, event)] {
+        // Pointers of the presets that are sent this way name a member of the root.
+        if let Some(member) = pointer.and_then(|pointer| pointer.strip_prefix('/')) {
+            body.insert(member.to_owned(), value.into());
+        }
+    }
+    body.entry("sent_by").or_insert_with(|| "countersign send".into());
+    serde_json::Value::Object(body).to_string().into()
+}
+
+fn read(path: &std::path::Path) -> Result<Bytes, Failure> {
+    use std::io::Read as _;
+    let mut body = Vec::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut body).map(|_| ())
+    } else {
+        std::fs::read(path).map(|bytes| body = bytes)
+    };
+    read.map_err(|error| Failure::Io(format!("--body {}: {error}", path.display())))?;
+    Ok(body.into())
+}
+
+fn write_raw(bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Failure::Io(error.to_string()))
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    match text.parse::<i64>() {
+        Ok(seconds) => Timestamp::from_second(seconds).map_err(|error| error.to_string()),
+        Err(_) => {
+            text.parse().map_err(|_| "use Unix seconds or RFC 3339, such as 2026-12-01T00:00:00Z".to_owned())
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! `countersign status` and `healthcheck`: a running gateway, through its admin API.
+
+use bytes::Bytes;
+use countersign::admin::Status;
+use http::header::AUTHORIZATION;
+use http::{Request, Response, StatusCode};
+
+use super::http::Client;
+use super::{Failure, say, small_runtime};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    gateway: Gateway,
+    /// Print the document as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct HealthArguments {
+    /// The gateway's admin address
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081", env = "COUNTERSIGN_ADMIN")]
+    admin: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct Gateway {
+    /// The gateway's admin address
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081", env = "COUNTERSIGN_ADMIN")]
+    admin: String,
+    /// One of its admin.tokens
+    #[arg(long, value_name = "TOKEN", env = "COUNTERSIGN_ADMIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let gateway = &arguments.gateway;
+    let answer = get(&gateway.admin, "/api/v1/status", gateway.token.as_deref())?;
+    if answer.status() != StatusCode::OK {
+        return Err(Failure::Failed(refusal(&answer)));
+    }
+    let status: Status = serde_json::from_slice(answer.body())
+        .map_err(|error| Failure::Failed(format!("this is not a Countersign status document: {error}")))?;
+    if arguments.json {
+        say(&serde_json::to_string_pretty(&status).map_err(|error| Failure::Failed(error.to_string()))?);
+    } else {
+        print(&status);
+    }
+    Ok(())
+}
+
+pub(super) fn healthcheck(arguments: &HealthArguments) -> Result<(), Failure> {
+    let answer = get(&arguments.admin, "/readyz", None)?;
+    let text = String::from_utf8_lossy(answer.body()).trim_end().to_owned();
+    if answer.status() != StatusCode::OK {
+        return Err(Failure::Failed(text));
+    }
+    say(&text);
+    Ok(())
+}
+
+fn get(admin: &str, path: &str, token: Option<&str>) -> Result<Response<Bytes>, Failure> {
+    let url = format!("{}{path}", admin.trim_end_matches('/'));
+    let mut request = Request::get(url);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request
+        .body(Bytes::new())
+        .map_err(|error| Failure::Usage(format!("--admin {admin}: {error}; use http://HOST:PORT")))?;
+    small_runtime()?.block_on(async { Client::new()?.exchange(request).await })
+}
+
+fn refusal(answer: &Response<Bytes>) -> String {
+    let problem: Option<serde_json::Value> = serde_json::from_slice(answer.body()).ok();
+    let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str()).unwrap_or("");
+    format!("the gateway answered {}: {detail}", answer.status())
+}
+
+fn print(status: &Status) {
+    let ready = match &status.not_ready_because {
+        None => "ready".to_owned(),
+        Some(reason) => format!("not ready: {reason}"),
+    };
+    say(&format!("countersign {} · {ready} · up since {}", status.version, status.started_at));
+    if !status.config_loaded {
+        say("the latest reload was refused; the configuration before it is in force (see the log)");
+    }
+    say(&format!("store: {}, {} bytes", status.store.engine, status.store.bytes));
+    say("");
+    say(&format!(
+        "{:<24} {:<18} {:>10} {:>10} {:>10}",
+        "SOURCE", "PROVIDER", "STORED", "DUPLICATE", "REJECTED"
+    ));
+    for source in &status.sources {
+        let provider = if source.enforcement == "enforce" {
+            source.provider.clone()
+        } else {
+            format!("{} ({})", source.provider, source.enforcement)
+        };
+        say(&format!(
+            "{:<24} {provider:<18} {:>10} {:>10} {:>10}",
+            source.name, source.stored, source.duplicate, source.rejected
+        ));
+    }
+    say("");
+    say(&format!("{:<24} {:<18} {:>10} {:>10} {:>10}", "DESTINATION", "STATE", "PENDING", "OLDEST", "DEAD"));
+    for destination in &status.destinations {
+        say(&format!(
+            "{:<24} {:<18} {:>10} {:>9}s {:>10}",
+            destination.name,
+            destination.state,
+            destination.pending,
+            destination.oldest_age_seconds,
+            destination.dead
+        ));
+    }
+}

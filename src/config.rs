@@ -1,0 +1,221 @@
+//! What the program runs with: the resolved configuration. A file becomes a [`Config`] only through [`load`], which
+//! reports every problem of the file in one run. Nothing here is a default that a reader of `config.example.toml`
+//! could not find.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use ipnet::IpNet;
+
+use crate::forward::{BreakerPolicy, RetryPolicy};
+use crate::secret::Secret;
+use crate::units::Rate;
+use crate::verify::{Signer, Verifier};
+
+mod destination;
+mod file;
+mod listen;
+mod render;
+mod secrets;
+mod source;
+mod values;
+mod verification;
+
+pub use file::{ConfigError, Refused, environment, load, parse};
+
+/// Everything that the program needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// The public listener.
+    pub listen: Listen,
+    /// Bounds of the public listener.
+    pub limits: Limits,
+    /// The operators' listener.
+    pub admin: Admin,
+    /// Where deliveries are kept.
+    pub store: StoreConfig,
+    /// Entries of the cache in front of the claims.
+    pub dedup_cache_entries: u64,
+    /// Senders, in the order of the file.
+    pub sources: Vec<Arc<Source>>,
+    /// Backends, in the order of the file.
+    pub destinations: Vec<Arc<Destination>>,
+    /// Doubts that do not refuse the file, rendered like errors.
+    pub warnings: Vec<String>,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listen {
+    /// Port 0 picks a free port.
+    pub address: SocketAddr,
+    /// Certificate files, when the listener speaks TLS.
+    pub tls: Option<Tls>,
+    /// Peers that may set `Forwarded` and `X-Forwarded-For`.
+    pub trusted_proxies: Vec<IpNet>,
+    /// From the last byte of a request to its answer; above 0 and below 5 s.
+    pub ack_deadline: Duration,
+}
+
+/// `listen.tls`; paths are already relative to the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// PEM private key.
+    pub key: PathBuf,
+    /// PEM certificates of the authorities whose client certificates are demanded.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Body bytes that all requests in progress may hold together.
+    pub in_flight: u64,
+    /// Open connections.
+    pub connections: usize,
+    /// Open connections of one peer address.
+    pub connections_per_address: usize,
+    /// First byte, TLS handshake and whole head, each.
+    pub head_read: Duration,
+    /// The whole body.
+    pub body_read: Duration,
+    /// Bytes of all header lines together.
+    pub header_bytes: usize,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Loopback unless there are tokens.
+    pub address: SocketAddr,
+    /// Who may use the API.
+    pub tokens: Vec<AdminToken>,
+}
+
+/// An element of `admin.tokens`.
+#[derive(Debug, Clone)]
+pub struct AdminToken {
+    /// For the audit log.
+    pub name: Arc<str>,
+    /// What it may do.
+    pub role: Role,
+    /// The token itself.
+    pub token: Secret,
+}
+
+/// What the bearer of an admin token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Look at everything.
+    Viewer,
+    /// Look at and change everything.
+    Operator,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// The data directory of the SQLite engine.
+    pub path: PathBuf,
+    /// Free bytes below which nothing more is accepted.
+    pub disk_reserve: u64,
+    /// How long settled deliveries are kept.
+    pub keep_delivered: Duration,
+}
+
+/// `[[source]]`
+#[derive(Debug)]
+pub struct Source {
+    /// Its name; the metrics' label.
+    pub name: Arc<str>,
+    /// The exact path.
+    pub path: String,
+    /// The preset's name, `custom`, or `none`.
+    pub provider: Arc<str>,
+    /// How its requests are verified.
+    pub verifier: Verifier,
+    /// Allowed methods.
+    pub methods: Vec<Method>,
+    /// Where its deliveries go.
+    pub to: Vec<Route>,
+    /// What happens when the same signed bytes come again under another id.
+    pub replay_guard: ReplayGuard,
+    /// Whether a request without a delivery id is accepted.
+    pub accept_missing_id: bool,
+    /// Whether a duplicate of a dead delivery brings its forwards back.
+    pub revive_dead: bool,
+    /// How long a delivery id is remembered.
+    pub dedup_ttl: Duration,
+    /// Largest body.
+    pub body_max: u64,
+    /// Requests per time; `None` is unlimited.
+    pub rate: Option<Rate>,
+    /// Senders' addresses; empty allows all.
+    pub allow_addresses: Vec<IpNet>,
+    /// The answer to accepted and duplicate requests.
+    pub ack: Ack,
+    /// Event types that are stored and acknowledged, not forwarded.
+    pub drop_events: Vec<String>,
+}
+
+/// What the replay guard does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayGuard {
+    /// Answer 2xx, forward nothing.
+    Absorb,
+    /// Answer 401.
+    Reject,
+    /// Nothing.
+    Off,
+}
+
+/// An element of `source.to`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The destination's name.
+    pub destination: Arc<str>,
+    /// Event types to forward, with `*` for any run of characters; empty forwards all.
+    pub events: Vec<String>,
+}
+
+/// `source.ack`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    /// A 2xx status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: String,
+    /// Its content type; sent only with a body.
+    pub content_type: HeaderValue,
+}
+
+/// `[[destination]]`
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Its name; the metrics' label.
+    pub name: Arc<str>,
+    /// Where requests go; the sender's query is appended.
+    pub url: Uri,
+    /// For a whole attempt.
+    pub timeout: Duration,
+    /// For resolving, connecting and the TLS handshake.
+    pub connect_timeout: Duration,
+    /// Attempts at once.
+    pub concurrency: NonZeroUsize,
+    /// Attempts per time; `None` is unlimited.
+    pub rate: Option<Rate>,
+    /// When to try again, and when to give up.
+    pub retry: RetryPolicy,
+    /// When to stop trying for a while; `None` is never.
+    pub breaker: Option<BreakerPolicy>,
+    /// Makes the countersignature; `None` does not sign.
+    pub sign: Option<Signer>,
+    /// Headers to set; secret ones are marked sensitive.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}

@@ -1,0 +1,302 @@
+//! `[[destination]]`: a configured backend, and how patiently it is treated.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderName, HeaderValue};
+
+use super::Destination;
+use super::secrets;
+use super::values::{
+    Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
+    rate, read_duration, url,
+};
+use crate::forward::{BreakerPolicy, RetryPolicy, Schedule, StatusPattern};
+use crate::reader::{Table, Value};
+use crate::units::format_duration;
+use crate::verify::{Signer, preset};
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+
+pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> Option<Destination> {
+    let name = table.require("name", "1 to 63 of the characters a-z, 0-9 and -").and_then(|value| {
+        let name = name(&value)?;
+        names.take(name, &value, "each destination needs a name of its own", context).then_some(name)
+    });
+    const URL: &str = "where requests go, such as \"http://127.0.0.1:3000/hooks\"";
+    let url = table.require("url", URL).and_then(|value| url(&value, URL));
+    let timeout = duration(
+        table,
+        "timeout",
+        Duration::from_secs(30),
+        MILLISECOND..=15 * MINUTE,
+        "for a whole attempt, above 0 and at most 15m",
+    );
+    let connect_timeout = duration(
+        table,
+        "connect_timeout",
+        timeout.min(Duration::from_secs(5)),
+        MILLISECOND..=timeout,
+        "above 0 and at most `timeout`",
+    );
+    let concurrency = read_concurrency(table);
+    let rate = rate(table);
+    let retry = read_retry(&table.section("retry"), read_statuses(table));
+    let breaker = read_breaker(table);
+    let sign = table.get("sign").map(|value| read_sign(&value, context));
+    let headers = read_headers(table, context);
+    refuse_later_keys(table);
+    Some(Destination {
+        name: Arc::from(name?),
+        url: url?,
+        timeout,
+        connect_timeout,
+        concurrency,
+        rate,
+        retry,
+        breaker,
+        sign: match sign {
+            Some(signer) => Some(signer?),
+            None => None,
+        },
+        headers,
+    })
+}
+
+fn read_concurrency(table: &Table<'_>) -> NonZeroUsize {
+    const DEFAULT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+    if let Some(value) = table.get("concurrency").filter(Value::is_text) {
+        match value.text() {
+            Some("adaptive") => not_available(&value, "`adaptive`", "a whole number from 1 to 1024"),
+            _ => drop(value.integer(1..1025)),
+        }
+        return DEFAULT;
+    }
+    NonZeroUsize::new(integer(table, "concurrency", DEFAULT.get(), 1..=1024)).unwrap_or(DEFAULT)
+}
+
+fn read_retry(table: &Table<'_>, statuses: Vec<StatusPattern>) -> RetryPolicy {
+    let max_age = duration(
+        table,
+        "max_age",
+        3 * DAY,
+        MILLISECOND..=DURATION_MAX,
+        "how long after its receipt a delivery is given up",
+    );
+    let full_jitter = choice(table, "jitter", true, &[("full", true), ("none", false)]);
+    let exponential = read_exponential(table);
+    let schedule = match table.get("schedule") {
+        Some(value) => read_schedule(table, &value, max_age),
+        None => exponential,
+    };
+    RetryPolicy { schedule, max_age, full_jitter, statuses }
+}
+
+fn read_exponential(table: &Table<'_>) -> Schedule {
+    let pause = MILLISECOND..=30 * DAY;
+    let initial =
+        duration(table, "initial", Duration::from_secs(5), pause.clone(), "the pause before the first retry");
+    let max = duration(table, "max", HOUR.max(initial), pause, "the longest pause");
+    if max < initial
+        && let Some(value) = table.get("max")
+    {
+        value.wrong("the longest pause is shorter than the first one", "at least `initial`");
+    }
+    const FACTOR: &str = "a number from 1.0 to 10.0: what each pause is multiplied with";
+    let factor = table.get("factor").and_then(|value| {
+        let factor = value.number(FACTOR)?;
+        let fits = (1.0..=10.0).contains(&factor);
+        if !fits {
+            value.wrong(format!("{factor} is out of range"), FACTOR);
+        }
+        fits.then_some(factor)
+    });
+    Schedule::Exponential { initial, factor: factor.unwrap_or(2.0), max }
+}
+
+fn read_schedule(table: &Table<'_>, value: &Value<'_>, max_age: Duration) -> Schedule {
+    const HELP: &str = "a list of pauses such as [\"10s\", \"60s\", \"5m\"]";
+    for key in ["initial", "factor", "max"] {
+        if let Some(other) = table.get(key) {
+            other.wrong(format!("`{key}` has no effect beside `schedule`"), "leave one of them out");
+        }
+    }
+    if value.is_empty_array() {
+        value.wrong("the schedule has no pause", HELP);
+    }
+    let pause = |value: Value<'_>| read_duration(&value, MILLISECOND..=30 * DAY, "a pause between attempts");
+    let pauses = list(table, "schedule", HELP, pause).unwrap_or_default();
+    if pauses.len() > 100 {
+        value.wrong(format!("the schedule has {} pauses", pauses.len()), "at most 100");
+    }
+    let sum: Duration = pauses.iter().sum();
+    if sum > max_age {
+        value.doubtful(
+            format!(
+                "the schedule lasts {}, but deliveries are given up after {}",
+                format_duration(sum),
+                format_duration(max_age)
+            ),
+            "raise `max_age`, or shorten the schedule",
+        );
+    }
+    Schedule::List(pauses)
+}
+
+fn read_statuses(table: &Table<'_>) -> Vec<StatusPattern> {
+    const HELP: &str = "statuses from 300 to 599, or hundreds: \"429\", \"5xx\"";
+    let parse = |text: &str| {
+        let class = |text: &str| text.strip_suffix("xx")?.parse().ok().map(StatusPattern::Class);
+        match class(text).or_else(|| text.parse().ok().map(StatusPattern::Exact)) {
+            Some(pattern @ (StatusPattern::Class(3..=5) | StatusPattern::Exact(300..=599))) => Ok(pattern),
+            Some(StatusPattern::Class(2) | StatusPattern::Exact(200..=299)) => {
+                Err("a 2xx means that the backend has accepted it")
+            }
+            Some(StatusPattern::Class(_) | StatusPattern::Exact(_)) | None => {
+                Err("it is no status of a failure")
+            }
+        }
+    };
+    let read = |value: Value<'_>| {
+        if value.is_text() {
+            return value.parse(parse, HELP);
+        }
+        value.integer(300..600).and_then(|status| u16::try_from(status).ok()).map(StatusPattern::Exact)
+    };
+    list(table, "retry_statuses", &format!("a list of {HELP}"), read).unwrap_or_else(|| {
+        vec![
+            StatusPattern::Exact(408),
+            StatusPattern::Exact(425),
+            StatusPattern::Exact(429),
+            StatusPattern::Class(5),
+        ]
+    })
+}
+
+fn read_breaker(table: &Table<'_>) -> Option<BreakerPolicy> {
+    if let Some(value) = table.get("breaker").filter(Value::is_text) {
+        value.one_of(&[("off", ())]);
+        return None;
+    }
+    let breaker = table.section("breaker");
+    let pause = MILLISECOND..=DAY;
+    let probe_after = duration(
+        &breaker,
+        "probe_after",
+        Duration::from_secs(30),
+        pause.clone(),
+        "the first pause before a single attempt probes the backend",
+    );
+    let probe_max = duration(&breaker, "probe_max", probe_after.max(5 * MINUTE), pause, "the longest pause");
+    if probe_max < probe_after
+        && let Some(value) = breaker.get("probe_max")
+    {
+        value.wrong("the longest pause is shorter than the first one", "at least `probe_after`");
+    }
+    Some(BreakerPolicy { failures: integer(&breaker, "failures", 10, 1..=1_000_000), probe_after, probe_max })
+}
+
+fn read_sign(value: &Value<'_>, context: &Context<'_>) -> Option<Signer> {
+    const HELP: &str =
+        "a table such as { scheme = \"standard-webhooks\", secret = { env = \"LEGACY_SECRET\" } }";
+    const SECRET: &str =
+        "`whsec_` followed by base64; make one with `echo \"whsec_$(openssl rand -base64 32)\"`";
+    value.conceal(&["scheme", "env", "file", "secret"]);
+    let table = value.table(HELP)?;
+    let scheme = table.require("scheme", "\"standard-webhooks\"").and_then(|value| match value.text()? {
+        "standard-webhooks" => preset("standard-webhooks").map(|preset| preset.scheme.clone()),
+        "provider" => {
+            not_available(&value, "signing as the provider does", "\"standard-webhooks\"");
+            None
+        }
+        other => {
+            value.wrong(format!("`{other}` is not a choice here"), "\"standard-webhooks\"");
+            None
+        }
+    });
+    let found = table.require("secret", SECRET).and_then(|value| {
+        value.conceal(&["env", "file"]);
+        secrets::find_unguessable(&value.table("a table such as { env = \"LEGACY_SECRET\" }")?, context)
+    })?;
+    match Signer::new(scheme?, &found.secret) {
+        Ok(signer) => Some(signer),
+        Err(error) => {
+            found.at.wrong(error.to_string(), SECRET);
+            None
+        }
+    }
+}
+
+fn read_headers(table: &Table<'_>, context: &Context<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    const HELP: &str = "a table such as { X-Api-Key = { env = \"LEGACY_API_KEY\" }, X-Tenant = \"a\" }";
+    let Some(value) = table.get("headers") else { return Vec::new() };
+    value.conceal(&["env", "file"]);
+    let Some(table) = value.table(HELP) else { return Vec::new() };
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    for (name, value) in table.entries() {
+        let header = read_header_name(&name, &value);
+        let text = read_header_value(&value, context);
+        let (Some(header), Some(text)) = (header, text) else { continue };
+        if headers.iter().any(|(other, _)| *other == header) {
+            value.wrong(format!("`{header}` is there twice; case does not matter"), "name each header once");
+        }
+        headers.push((header, text));
+    }
+    headers
+}
+
+fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
+    let Ok(header) = name.parse::<HeaderName>() else {
+        value.wrong(format!("`{name}` cannot be the name of a header"), "letters, digits and `-`");
+        return None;
+    };
+    // They frame the request or are the gateway's own statements about it.
+    const FRAMING: [HeaderName; 7] =
+        [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+    let prefixes = ["countersign-", "webhook-", "keep-alive", "proxy-connection"];
+    if FRAMING.contains(&header) || prefixes.iter().any(|prefix| header.as_str().starts_with(prefix)) {
+        value.wrong(format!("`{header}` is set by the gateway"), "leave it out");
+        return None;
+    }
+    Some(header)
+}
+
+fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderValue> {
+    const HELP: &str = "a string, or for what is secret { env = \"NAME\" } or { file = \"/path\" }";
+    let (bytes, at, secret) = if value.is_text() {
+        (value.text()?.as_bytes().to_vec(), value.clone(), false)
+    } else {
+        let found = secrets::find(&value.table(HELP)?, context)?;
+        (found.secret.expose().to_vec(), found.at, true)
+    };
+    match HeaderValue::from_bytes(&bytes) {
+        Ok(mut header) => {
+            header.set_sensitive(secret);
+            Some(header)
+        }
+        Err(_) => {
+            at.wrong("a header cannot have this value", "text without line breaks and control characters");
+            None
+        }
+    }
+}
+
+/// Keys of the contract that are still to come.
+fn refuse_later_keys(table: &Table<'_>) {
+    if let Some(order) = table.get("order") {
+        const HELP: &str = "\"none\"";
+        match order.is_text().then(|| order.text()).flatten() {
+            Some("none") => {}
+            Some("strict") | None => not_available(&order, "an order of deliveries", HELP),
+            Some(other) => order.wrong(format!("`{other}` is not a choice here"), HELP),
+        }
+    }
+    for key in ["template", "content_type", "method"] {
+        if let Some(value) = table.get(key) {
+            not_available(&value, &format!("`{key}`"), "leave it out: requests are forwarded as they came");
+        }
+    }
+}

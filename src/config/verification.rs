@@ -1,0 +1,187 @@
+//! How the requests of a source are verified: by a provider's preset, a scheme of its own, or, in so many words, not
+//! at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::secrets;
+use super::values::{Context, DAY, MILLISECOND, choice, duration, public_url};
+use crate::reader::{Table, Value, nearest};
+use crate::verify::{Enforcement, Preset, Scheme, Verifier, Window, preset, presets};
+
+/// What makes a source's requests trustworthy.
+pub(super) struct Verification {
+    /// The preset's name, `custom`, or `none`.
+    pub(super) provider: Arc<str>,
+    pub(super) preset: Option<&'static Preset>,
+    pub(super) verifier: Verifier,
+}
+
+/// How a source says that its requests are verified.
+enum Method {
+    Preset(&'static Preset),
+    Custom(Box<Scheme>),
+    Nothing,
+    /// What it says cannot be used, and was reported.
+    Unusable,
+}
+
+const HOW: &str = "`provider = \"…\"` (`countersign providers` lists them), a `[source.scheme]` table, \
+     or `verify = \"none\"`";
+
+/// The source's window, whether or not the rest can be used: the ttl is measured against it.
+pub(super) fn read_window(table: &Table<'_>) -> Window {
+    let window = table.section("window");
+    let side = |key| {
+        duration(
+            &window,
+            key,
+            Duration::from_secs(300),
+            MILLISECOND..=DAY,
+            "above 0 and at most 24h, since for as long a captured request stays good",
+        )
+    };
+    Window { past: side("past"), future: side("future") }
+}
+
+/// Reports what is wrong; `None` when that leaves nothing to verify with.
+pub(super) fn read(
+    table: &Table<'_>,
+    window: Window,
+    listener_url: Option<&str>,
+    context: &Context<'_>,
+) -> Option<Verification> {
+    let method = read_method(table);
+    let secrets = secrets::read(table, context);
+    let enforcement = choice(
+        table,
+        "enforcement",
+        Enforcement::Enforce,
+        &[("enforce", Enforcement::Enforce), ("observe", Enforcement::Observe)],
+    );
+    let own_url = public_url(table);
+    let public_url = own_url.or_else(|| listener_url.map(str::to_owned));
+    let token_header = table.get("token").map(|value| (read_token_header(&value), value));
+    let (provider, preset, scheme) = match method {
+        Method::Nothing => {
+            refuse_without_verification(table);
+            if let Some(value) = table.get("verify") {
+                value.doubtful(
+                    "nothing proves who sends to this source",
+                    "`provider` or `[source.scheme]` would; until then anyone who knows the address can send",
+                );
+            }
+            return Some(Verification {
+                provider: "none".into(),
+                preset: None,
+                verifier: Verifier::unverified(),
+            });
+        }
+        Method::Preset(preset) => (Arc::clone(&preset.name), Some(preset), Some(preset.scheme.clone())),
+        Method::Custom(scheme) => (Arc::from("custom"), None, Some(*scheme)),
+        Method::Unusable => (Arc::from(""), None, None),
+    };
+    if table.get("secrets").is_none() && table.get("verify").is_none() {
+        let help = "`secrets = [{ env = \"NAME\" }]`, or `file = \"/path\"`; several may be valid at once";
+        table.missing("secrets", "`secrets` is missing, so no request could be verified", help);
+    }
+    let scheme = match token_header {
+        None => scheme?,
+        Some((header, value)) => match scheme?.with_token_header(header?) {
+            Ok(scheme) => scheme,
+            Err(error) => {
+                value.wrong(error.to_string(), "`token` is for providers that send a secret in a header");
+                return None;
+            }
+        },
+    };
+    if scheme.signs_url() && public_url.is_none() {
+        let help = "what the provider was told, up to the path, here or in [listen]: \
+                    `public_url = \"https://hooks.example.com\"`";
+        table.missing("public_url", "`public_url` is missing, and this scheme signs the URL", help);
+        return None;
+    }
+    let (secrets, places): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
+    if secrets.is_empty() {
+        return None;
+    }
+    match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url) {
+        Ok(verifier) => Some(Verification { provider, preset, verifier }),
+        Err(errors) => {
+            for (index, error) in errors {
+                places[index].wrong(error.to_string(), "the secret as the provider shows it");
+            }
+            None
+        }
+    }
+}
+
+/// The source's preset, its scheme, or nothing: exactly one of them.
+fn read_method(table: &Table<'_>) -> Method {
+    let given = [table.get("provider"), table.get("scheme"), table.get("verify")];
+    let mut present = given.iter().flatten();
+    if present.next().is_none() {
+        table.missing("provider", "how requests are verified is not said", HOW);
+        return Method::Unusable;
+    }
+    let mut method = None;
+    for second in present {
+        second.wrong("`provider`, `scheme` and `verify` exclude each other", HOW);
+        method = Some(Method::Unusable);
+    }
+    let [provider, scheme, verify] = given;
+    let provider = provider.map(|value| read_provider(&value).map_or(Method::Unusable, Method::Preset));
+    let scheme = scheme.map(|value| {
+        let scheme = value.table("a table with `auth`, `signature`, `signed` and so on");
+        scheme
+            .and_then(|table| Scheme::read(&table))
+            .map_or(Method::Unusable, |scheme| Method::Custom(Box::new(scheme)))
+    });
+    let verify = verify.map(|value| read_verify(&value));
+    method.or(provider).or(scheme).or(verify).unwrap_or(Method::Unusable)
+}
+
+fn read_provider(value: &Value<'_>) -> Option<&'static Preset> {
+    let name = value.text()?;
+    let found = preset(name);
+    if found.is_none() {
+        let help = match nearest(name, presets().iter().map(|preset| &*preset.name)) {
+            Some(near) => format!("did you mean `{near}`? `countersign providers` lists all"),
+            None => {
+                "`countersign providers` lists them; `[source.scheme]` describes one of your own".to_owned()
+            }
+        };
+        value.wrong(format!("there is no provider `{name}`"), help);
+    }
+    found
+}
+
+fn read_verify(value: &Value<'_>) -> Method {
+    match value.text() {
+        Some("none") => Method::Nothing,
+        Some(other) => {
+            value.wrong(format!("`{other}` is not a choice here"), format!("\"none\" only; otherwise {HOW}"));
+            Method::Unusable
+        }
+        None => Method::Unusable,
+    }
+}
+
+/// What a source that verifies nothing must not pretend to have.
+fn refuse_without_verification(table: &Table<'_>) {
+    let keys = ["secrets", "token", "window", "enforcement", "replay_guard", "on_missing_id", "public_url"];
+    for key in keys {
+        if let Some(value) = table.get(key) {
+            let message = format!("`{key}` has no effect with `verify = \"none\"`");
+            value.wrong(message, "leave it out, or say how requests are verified instead of `verify`");
+        }
+    }
+}
+
+fn read_token_header(value: &Value<'_>) -> Option<HeaderName> {
+    const HELP: &str = "a table such as { header = \"Authorization\" }";
+    value.conceal(&["header"]);
+    value.table(HELP)?.require("header", HELP)?.parse(str::parse, "the name of a header")
+}

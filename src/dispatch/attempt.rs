@@ -1,0 +1,186 @@
+//! One attempt: sends a leased forward, has `forward::step` judge what came of it, and writes that down. Whatever
+//! happens in between (shutdown, a panic) the lease ends and the lane gets its place back.
+
+use std::num::NonZeroU64;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep};
+
+use super::client::Endpoint;
+use super::failure::{Failure, retry_after};
+use super::lane::Lane;
+use super::request;
+use crate::config::Destination;
+use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
+use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
+
+/// The first and the longest pause while the store cannot write the end of an attempt.
+const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// What came of sending.
+#[derive(Debug)]
+struct End {
+    outcome: Outcome,
+    status: Option<u16>,
+    detail: String,
+    retry_after: Option<Duration>,
+}
+
+impl End {
+    fn without_answer(outcome: Outcome, detail: impl Into<String>) -> Self {
+        Self { outcome, status: None, detail: detail.into(), retry_after: None }
+    }
+}
+
+/// Attempts `lease` after `wait`; holds `slot` until the end has been written down, so that a store that cannot write
+/// slows the lane down.
+pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, slot: Slot, wait: Duration) {
+    if !wait.is_zero() {
+        tokio::select! {
+            () = lane.stop.cancelled() => {}
+            () = sleep(wait) => {}
+        }
+    }
+    if lane.stop.is_cancelled() {
+        lane.record(Fault::Gateway);
+        let destination = lane.destination();
+        let _slot = slot;
+        conclude(&lane, &*store, &destination, lease, Input::Returned, None).await;
+        return;
+    }
+    let (destination, endpoint) = lane.begin();
+    let started_at = lane.shared.clock.now();
+    let started = Instant::now();
+    let (end, cut) = tokio::select! {
+        biased;
+        end = guarded(send(&lane, &destination, &endpoint, &lease)) => (end, false),
+        () = lane.shared.cut.cancelled() => {
+            (End::without_answer(Outcome::Interrupted, "the gateway was stopped"), true)
+        }
+    };
+    let duration = started.elapsed();
+    let End { outcome, status, detail, retry_after } = end;
+    lane.record(outcome.fault());
+    let metrics = &lane.shared.metrics;
+    metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]).inc();
+    metrics.forward_attempt_duration.with_label_values(&[&*lane.name]).observe(duration.as_secs_f64());
+    tracing::debug!(
+        destination = %lane.name, delivery = %lease.delivery.id, attempt = lease.attempt,
+        outcome = outcome.label(), status, ?duration, "attempt ended",
+    );
+    // A cut attempt is due again at once; otherwise the backend's state of health decides.
+    let input = if cut { Input::Interrupted } else { Input::Answered { outcome, retry_after } };
+    let record = AttemptRecord { started_at, duration, outcome: outcome.label(), status, detail };
+    conclude(&lane, &*store, &destination, lease, input, Some(record)).await;
+    if outcome == Outcome::GatewayResources {
+        // Its place rests too: what else waits would fare no better, at the price of two commits each.
+        tokio::select! {
+            () = lane.stop.cancelled() => {}
+            () = sleep(RESOURCES_PAUSE) => {}
+        }
+    }
+    lane.end(slot);
+}
+
+async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease: &Lease) -> End {
+    let clock = &lane.shared.clock;
+    let span = NonZeroU64::new(fastrand::u64(..)).unwrap_or(NonZeroU64::MIN);
+    let request = match request::build(lease, destination, clock.now(), span) {
+        Ok(request) => request,
+        Err(error) => return End::without_answer(Outcome::Unsendable, error.to_string()),
+    };
+    match endpoint.exchange(request, destination.timeout, destination.connect_timeout).await {
+        Ok(answer) => End {
+            outcome: Outcome::of_status(answer.status.as_u16(), &destination.retry),
+            status: Some(answer.status.as_u16()),
+            detail: String::from_utf8_lossy(&answer.body).into_owned(),
+            retry_after: retry_after(&answer.headers, clock.now()),
+        },
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn failed(failure: &Failure) -> End {
+    End {
+        outcome: failure.outcome(),
+        status: failure.status().map(|status| status.as_u16()),
+        detail: failure.describe(),
+        retry_after: None,
+    }
+}
+
+/// A bug in sending one delivery must cost neither that delivery nor the lane's place.
+async fn guarded(sending: impl Future<Output = End>) -> End {
+    AssertUnwindSafe(sending)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| End::without_answer(Outcome::Interrupted, "a bug in the gateway stopped it"))
+}
+
+/// Decides what becomes of the forward, writes it down, and performs the decision's actions.
+async fn conclude(
+    lane: &Lane,
+    store: &dyn Store,
+    destination: &Destination,
+    lease: Lease,
+    input: Input,
+    record: Option<AttemptRecord>,
+) {
+    let progress = Progress::InFlight { attempt: lease.attempt };
+    let now = lane.shared.clock.now();
+    let (next, actions) =
+        step(&destination.retry, lease.pending_since, progress, input, now, fastrand::f64());
+    let id = lease.delivery.id;
+    let outcome = record.as_ref().map(|record| record.outcome);
+    let attempt = lease.attempt;
+    // What does not count as an attempt is not remembered as one: the next has the same number.
+    let uncounted = matches!(next, Progress::Waiting { attempts, .. } if attempts < attempt);
+    let record = record.filter(|_| !uncounted);
+    let settlement = Settlement { id, destination: Arc::clone(&lane.name), attempt, next, record };
+    // The body is let go before a wait for the store, which may be long.
+    drop(lease);
+    if !settle(lane, store, settlement).await {
+        return;
+    }
+    for action in actions {
+        match action {
+            Action::Wake(_) => lane.wake(),
+            Action::Mourn => {
+                tracing::warn!(destination = %lane.name, delivery = %id, attempt, outcome, "forward is dead");
+            }
+        }
+    }
+}
+
+/// Writes the end down, as often as it takes; false when only a restart can help, which finds the attempt interrupted.
+async fn settle(lane: &Lane, store: &dyn Store, settlement: Settlement) -> bool {
+    let mut pause = SETTLE_PAUSE.0;
+    loop {
+        match store.settle(settlement.clone()).await {
+            Ok(()) => return true,
+            Err(error @ (StoreError::Latched(_) | StoreError::Closed)) => {
+                tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
+                return false;
+            }
+            Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
+                tracing::debug!(destination = %lane.name, delivery = %settlement.id, %error, "settling again");
+                sleep(pause).await;
+                pause = (pause * 2).min(SETTLE_PAUSE.1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_interrupted_attempt() {
+        let end = guarded(async { panic!("on purpose") }).await;
+        assert_eq!((end.outcome, end.status), (Outcome::Interrupted, None));
+    }
+}

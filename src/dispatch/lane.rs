@@ -1,0 +1,388 @@
+//! The lane of one destination: its places, settings and breaker. It holds in memory only what is being attempted;
+//! everything else waits in the store, from where `refill` takes it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::client::Endpoint;
+use crate::config::Destination;
+use crate::forward::{Breaker, Fault, Outcome};
+use crate::rate::Limiter;
+use crate::store::Slot;
+
+mod refill;
+
+/// What a lane does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneState {
+    /// Attempts are made as forwards come.
+    Open,
+    /// An operator has paused it.
+    Paused,
+    /// The breaker is open: nothing is attempted until a probe is due.
+    Broken,
+    /// One attempt is under way to see whether the backend is back.
+    Probing,
+}
+
+impl LaneState {
+    /// All states, for series that exist from the start.
+    pub const ALL: [Self; 4] = [Self::Open, Self::Paused, Self::Broken, Self::Probing];
+
+    /// The metrics' label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Paused => "paused",
+            Self::Broken => "broken",
+            Self::Probing => "probing",
+        }
+    }
+}
+
+/// A lane as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// The destination.
+    pub destination: Arc<str>,
+    /// What it does.
+    pub state: LaneState,
+    /// Attempts that it may run at once.
+    pub concurrency: usize,
+    /// Attempts that it runs now.
+    pub running: usize,
+}
+
+pub(super) struct Lane {
+    pub(super) shared: Arc<Shared>,
+    pub(super) name: Arc<str>,
+    /// One permit per attempt that may run.
+    pub(super) slots: Arc<Semaphore>,
+    /// Set when the destination is gone or the gateway drains: no attempt begins any more.
+    pub(super) stop: CancellationToken,
+    /// Wakes the refill task; keeps one call for when it is busy, so none is lost.
+    poke: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    destination: Arc<Destination>,
+    endpoint: Arc<Endpoint>,
+    limiter: Option<Limiter>,
+    breaker: Breaker,
+    paused: bool,
+    /// Older forwards may be waiting in the store: they go first, so nothing is let in directly.
+    behind: bool,
+    /// Permits that a lowered concurrency has yet to take back from running attempts.
+    excess: usize,
+    running: usize,
+}
+
+impl State {
+    fn lane_state(&self) -> LaneState {
+        match self.breaker {
+            _ if self.paused => LaneState::Paused,
+            Breaker::Closed { .. } => LaneState::Open,
+            Breaker::Broken { .. } => LaneState::Broken,
+            Breaker::Probing { .. } => LaneState::Probing,
+        }
+    }
+}
+
+impl Lane {
+    pub(super) fn new(shared: Arc<Shared>, destination: Arc<Destination>) -> Arc<Self> {
+        let lane = Self {
+            name: Arc::clone(&destination.name),
+            slots: Arc::new(Semaphore::new(destination.concurrency.get())),
+            stop: shared.stop.child_token(),
+            poke: Notify::new(),
+            state: Mutex::new(State {
+                endpoint: Arc::new(Endpoint::new(&destination.url, Arc::clone(&shared.tls))),
+                limiter: limiter(&destination),
+                breaker: Breaker::new(),
+                paused: false,
+                // What an earlier run of the gateway left is older than anything that comes now.
+                behind: true,
+                excess: 0,
+                running: 0,
+                destination,
+            }),
+            shared,
+        };
+        for outcome in Outcome::ALL {
+            lane.shared.metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]);
+        }
+        lane.shared.metrics.forward_attempt_duration.with_label_values(&[&*lane.name]);
+        lane.publish(&lane.lock());
+        Arc::new(lane)
+    }
+
+    /// Takes over new settings; what is running keeps its own.
+    pub(super) fn update(&self, destination: Arc<Destination>) {
+        let mut state = self.lock();
+        let old = std::mem::replace(&mut state.destination, destination);
+        let new = Arc::clone(&state.destination);
+        if old.url != new.url {
+            state.endpoint = Arc::new(Endpoint::new(&new.url, Arc::clone(&self.shared.tls)));
+        }
+        if old.rate != new.rate {
+            state.limiter = limiter(&new);
+        }
+        if new.breaker.is_none() {
+            state.breaker = Breaker::new();
+        }
+        let (before, after) = (old.concurrency.get(), new.concurrency.get());
+        if after >= before {
+            let kept = state.excess.min(after - before);
+            state.excess -= kept;
+            self.slots.add_permits(after - before - kept);
+        } else {
+            state.excess += before - after - self.slots.forget_permits(before - after);
+        }
+        self.publish(&state);
+        drop(state);
+        self.wake();
+    }
+
+    /// The destination is gone. What waits for it stays in the store.
+    pub(super) fn retire(&self) {
+        self.stop.cancel();
+        let metrics = &self.shared.metrics;
+        for state in LaneState::ALL {
+            // Not there only when the lane was retired before.
+            metrics.lane_state.remove_label_values(&[&*self.name, state.label()]).ok();
+        }
+        metrics.lane_concurrency.remove_label_values(&[&*self.name]).ok();
+    }
+
+    pub(super) fn pause(&self, paused: bool) {
+        let mut state = self.lock();
+        state.paused = paused;
+        self.publish(&state);
+        drop(state);
+        self.wake();
+    }
+
+    pub(super) fn status(&self) -> LaneStatus {
+        let state = self.lock();
+        LaneStatus {
+            destination: Arc::clone(&self.name),
+            state: state.lane_state(),
+            concurrency: state.destination.concurrency.get(),
+            running: state.running,
+        }
+    }
+
+    /// A place for a forward that has not been committed yet. A broken lane gives none: a place that is given up
+    /// because its commit failed must not have used up the one probe.
+    pub(super) fn reserve(&self) -> Option<Slot> {
+        let mut state = self.lock();
+        let free = !state.paused && !state.behind && state.breaker.is_closed() && !self.stop.is_cancelled();
+        let slot = if free { Arc::clone(&self.slots).try_acquire_owned().ok() } else { None };
+        let now = self.shared.monotonic();
+        let slot = slot.filter(|_| {
+            state.limiter.as_mut().is_none_or(|limiter| limiter.claim(now, Duration::ZERO).is_ok())
+        });
+        // It will wait in the store; who comes later must not overtake it for as long as there are no free places.
+        state.behind |= slot.is_none();
+        slot
+    }
+
+    /// Has the refill task look into the store.
+    pub(super) fn wake(&self) {
+        self.poke.notify_one();
+    }
+
+    /// An attempt begins, with the settings as they are now.
+    pub(super) fn begin(&self) -> (Arc<Destination>, Arc<Endpoint>) {
+        let mut state = self.lock();
+        state.running += 1;
+        (Arc::clone(&state.destination), Arc::clone(&state.endpoint))
+    }
+
+    /// The retry policy for a forward that is given back.
+    pub(super) fn destination(&self) -> Arc<Destination> {
+        Arc::clone(&self.lock().destination)
+    }
+
+    /// An attempt says something about the backend, or (our own fault) nothing at all.
+    pub(super) fn record(&self, fault: Fault) {
+        let now = self.shared.monotonic();
+        let mut state = self.lock();
+        let Some(policy) = state.destination.breaker else { return };
+        let before = state.breaker;
+        if state.breaker.record(&policy, fault, now) {
+            match state.breaker {
+                Breaker::Closed { .. } => tracing::info!(destination = %self.name, "breaker closed"),
+                Breaker::Broken { pause, .. } => {
+                    tracing::warn!(destination = %self.name, probe_after = ?pause, "breaker opened");
+                }
+                Breaker::Probing { .. } => {}
+            }
+        }
+        if before != state.breaker {
+            self.publish(&state);
+            drop(state);
+            self.wake();
+        }
+    }
+
+    /// An attempt that had begun is over, and its place is free, unless the concurrency has been lowered meanwhile.
+    pub(super) fn end(&self, slot: Slot) {
+        let mut state = self.lock();
+        state.running -= 1;
+        if state.excess > 0 {
+            state.excess -= 1;
+            slot.forget();
+        }
+    }
+
+    fn publish(&self, state: &State) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let metrics = &self.shared.metrics;
+        let now = state.lane_state();
+        for each in LaneState::ALL {
+            metrics.lane_state.with_label_values(&[&*self.name, each.label()]).set(i64::from(each == now));
+        }
+        let concurrency = i64::try_from(state.destination.concurrency.get()).unwrap_or(i64::MAX);
+        metrics.lane_concurrency.with_label_values(&[&*self.name]).set(concurrency);
+    }
+
+    /// No code that holds it can panic between two changes that belong together.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A burst of one: a backend that asked for 10/s is never sent 20 in a second.
+fn limiter(destination: &Destination) -> Option<Limiter> {
+    destination.rate.map(|rate| Limiter::new(rate, 1))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::dispatch::Lanes;
+    use crate::forward::{BreakerPolicy, RetryPolicy, Schedule};
+    use crate::metrics::Metrics;
+    use crate::units::Rate;
+
+    pub(in crate::dispatch) fn destination(url: &str) -> Destination {
+        Destination {
+            name: "legacy".into(),
+            url: url.parse().unwrap(),
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            concurrency: NonZeroUsize::new(4).unwrap(),
+            rate: None,
+            retry: RetryPolicy {
+                schedule: Schedule::List(Vec::new()),
+                max_age: Duration::from_secs(60),
+                full_jitter: false,
+                statuses: Vec::new(),
+            },
+            breaker: None,
+            sign: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// A lane that has caught up with its store.
+    fn lane(change: impl FnOnce(&mut Destination)) -> Arc<Lane> {
+        let mut destination = destination("http://127.0.0.1:9/");
+        change(&mut destination);
+        let lanes = Lanes::new(Clock::system(), Metrics::new());
+        let lane = Lane::new(Arc::clone(&lanes.shared), Arc::new(destination));
+        lane.end_turn(1, 0);
+        lane
+    }
+
+    fn with_concurrency(lane: &Lane, concurrency: usize) {
+        let mut destination = (*lane.destination()).clone();
+        destination.concurrency = NonZeroUsize::new(concurrency).unwrap();
+        lane.update(Arc::new(destination));
+    }
+
+    #[tokio::test]
+    async fn places_are_given_while_the_lane_is_open_and_not_behind() {
+        let lane = lane(|_| ());
+        let slots: Vec<_> = (0..4).map(|_| lane.reserve().unwrap()).collect();
+        assert!(lane.reserve().is_none(), "full");
+        drop(slots);
+        assert!(lane.reserve().is_none(), "somebody waits in the store and goes first");
+        lane.end_turn(4, 4);
+        assert!(lane.reserve().is_none(), "more may be waiting");
+        lane.end_turn(4, 3);
+        assert!(lane.reserve().is_some(), "the store had no more");
+        lane.pause(true);
+        assert!(lane.reserve().is_none(), "paused");
+        assert_eq!(lane.status().state, LaneState::Paused);
+        lane.pause(false);
+        lane.end_turn(1, 0);
+        assert!(lane.reserve().is_some());
+        lane.retire();
+        assert!(lane.reserve().is_none(), "retired");
+    }
+
+    #[tokio::test]
+    async fn a_broken_lane_gives_no_places_and_one_probe() {
+        let lane = lane(|destination| {
+            destination.breaker =
+                Some(BreakerPolicy { failures: 2, probe_after: Duration::ZERO, probe_max: Duration::ZERO });
+        });
+        lane.record(Fault::Backend);
+        assert!(lane.reserve().is_some());
+        lane.record(Fault::Backend);
+        assert_eq!(lane.status().state, LaneState::Broken);
+        assert!(lane.reserve().is_none());
+        assert!(lane.reserve().is_none(), "a probe is never given away before its commit");
+        assert_eq!(lane.turn(4).map(|waits| waits.len()), Ok(1));
+        assert_eq!(lane.status().state, LaneState::Probing);
+        assert!(lane.turn(4).is_err(), "one at a time");
+        lane.end_turn(1, 0);
+        assert_eq!(
+            lane.turn(4).map(|waits| waits.len()),
+            Ok(1),
+            "nothing was waiting: the probe is still due"
+        );
+        lane.record(Fault::Nobody);
+        assert_eq!(lane.turn(4).map(|waits| waits.len()), Ok(4));
+    }
+
+    #[tokio::test]
+    async fn turns_are_paced_and_unused_ones_given_back() {
+        let lane = lane(|destination| {
+            destination.rate = Some(Rate { events: 1, per: Duration::from_millis(700) });
+        });
+        let waits = lane.turn(4).unwrap();
+        assert_eq!(waits.len(), 2, "one now, one within the second that is planned ahead: {waits:?}");
+        assert!(lane.turn(4).is_err());
+        lane.end_turn(2, 0);
+        assert_eq!(lane.turn(4).unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn concurrency_changes_without_more_running_than_allowed() {
+        let lane = lane(|_| ());
+        let mut running: Vec<_> = (0..3).map(|_| lane.reserve().unwrap()).collect();
+        running.iter().for_each(|_| drop(lane.begin()));
+        with_concurrency(&lane, 2);
+        assert_eq!(lane.slots.available_permits(), 0);
+        lane.end(running.pop().unwrap());
+        assert_eq!(lane.slots.available_permits(), 0, "the place is taken back");
+        lane.end(running.pop().unwrap());
+        assert_eq!(lane.slots.available_permits(), 1);
+        with_concurrency(&lane, 1);
+        with_concurrency(&lane, 8);
+        assert_eq!((lane.slots.available_permits(), lane.status().running), (7, 1));
+    }
+}

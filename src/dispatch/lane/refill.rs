@@ -1,0 +1,159 @@
+//! Takes forwards that wait in the store into the free places of their lane, when its rate and its breaker let them begin.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Lane, State};
+use crate::clock::elapsed;
+use crate::dispatch::attempt;
+use crate::forward::Pass;
+use crate::store::{Slot, Store, StoreError};
+
+/// A lane looks into the store at least this often: a wall clock that was set, or a forward that another gateway gave
+/// back, makes no noise.
+const REST_MAX: Duration = Duration::from_secs(30);
+/// And at most this often when it finds nothing.
+const REST_MIN: Duration = Duration::from_millis(20);
+/// The first and the longest pause after the store has failed.
+const TROUBLE_REST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How far ahead of its turn a forward may be leased. Pacing happens in memory, within this: a lease per turn would make
+/// every transaction a delay, and turns would be missed.
+const RATE_AHEAD: Duration = Duration::from_secs(1);
+
+impl Lane {
+    /// Takes waiting forwards from the store for as long as the lane lives.
+    pub(in crate::dispatch) async fn refill(self: Arc<Self>, store: Arc<dyn Store>) {
+        let mut trouble = TROUBLE_REST.0;
+        while !self.stop.is_cancelled() {
+            let Some(mut slots) = self.acquire().await else { return };
+            let waits = match self.turn(slots.num_permits()) {
+                Ok(waits) => waits,
+                Err(rest) => {
+                    drop(slots);
+                    self.rest(rest).await;
+                    continue;
+                }
+            };
+            // Not raced against `stop`: a lease that has been taken must reach an attempt, which gives it back.
+            let now = self.shared.clock.now();
+            let leased = store.lease(&self.name, waits.len(), now).await;
+            let found = leased.as_ref().map_or(0, Vec::len);
+            self.end_turn(waits.len(), found);
+            let due = match leased {
+                Ok(leases) => {
+                    let short = leases.len() < waits.len();
+                    for (lease, wait) in leases.into_iter().zip(waits) {
+                        let slot = slots.split(1).expect("a turn is never longer than its slots");
+                        let attempt = attempt::run(Arc::clone(&self), Arc::clone(&store), lease, slot, wait);
+                        self.shared.tasks.spawn(attempt);
+                    }
+                    if short { store.next_due(&self.name).await } else { continue }
+                }
+                Err(error) => Err(error),
+            };
+            drop(slots);
+            match due {
+                Ok(due) => {
+                    trouble = TROUBLE_REST.0;
+                    let rest = due.map_or(REST_MAX, |due| elapsed(self.shared.clock.now(), due));
+                    self.rest(rest.max(REST_MIN)).await;
+                }
+                Err(StoreError::Latched(_) | StoreError::Closed) => return,
+                Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
+                    tracing::warn!(destination = %self.name, %error, "taking forwards from the store failed");
+                    self.rest(trouble).await;
+                    trouble = (trouble * 2).min(TROUBLE_REST.1);
+                }
+            }
+        }
+    }
+
+    /// Waits for a free place and takes more along: all when the lane is behind, otherwise half of them, so that looking
+    /// for retries does not keep new forwards from coming in directly.
+    async fn acquire(&self) -> Option<Slot> {
+        let mut slots = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return None,
+            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok()?,
+        };
+        let free = self.slots.available_permits();
+        let more = if self.lock().behind { free } else { free / 2 };
+        if let Some(more) =
+            u32::try_from(more).ok().and_then(|n| Arc::clone(&self.slots).try_acquire_many_owned(n).ok())
+        {
+            slots.merge(more);
+        }
+        Some(slots)
+    }
+
+    /// How many of at most `slots` attempts may begin, each with its wait for the rate; or how long to rest.
+    pub(super) fn turn(&self, slots: usize) -> Result<Vec<Duration>, Duration> {
+        let now = self.shared.monotonic();
+        let mut state = self.lock();
+        if state.paused {
+            return Err(REST_MAX);
+        }
+        let mut waits = Vec::new();
+        let mut rest = REST_MAX;
+        for _ in 0..slots {
+            let claimed =
+                state.limiter.as_mut().map_or(Ok(Duration::ZERO), |limiter| limiter.claim(now, RATE_AHEAD));
+            match claimed {
+                Ok(wait) => waits.push(wait),
+                Err(later) => {
+                    rest = later;
+                    break;
+                }
+            }
+        }
+        if waits.is_empty() {
+            return Err(rest);
+        }
+        let allowed = match state.breaker.pass(now) {
+            Pass::Free => waits.len(),
+            Pass::Probe => 1,
+            Pass::Blocked(until) => {
+                rest = until.map_or(REST_MAX, |until| until.saturating_sub(now));
+                0
+            }
+        };
+        let unused = waits.split_off(allowed).len();
+        give_back(&mut state, unused);
+        if waits.is_empty() {
+            return Err(rest);
+        }
+        self.publish(&state);
+        Ok(waits)
+    }
+
+    /// `found` of the `asked` forwards were there.
+    pub(super) fn end_turn(&self, asked: usize, found: usize) {
+        let now = self.shared.monotonic();
+        let mut state = self.lock();
+        give_back(&mut state, asked.saturating_sub(found));
+        // Whoever was refused a place and is committed only now calls `wake`, so that there is another turn.
+        state.behind = found >= asked;
+        if found == 0 {
+            state.breaker.abandon_probe(now);
+            self.publish(&state);
+        }
+    }
+
+    async fn rest(&self, time: Duration) {
+        let endpoint = Arc::clone(&self.lock().endpoint);
+        endpoint.prune();
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.poke.notified() => {}
+            () = sleep(time.min(REST_MAX)) => {}
+        }
+    }
+}
+
+fn give_back(state: &mut State, places: usize) {
+    if let Some(limiter) = &mut state.limiter {
+        limiter.give_back(u32::try_from(places).unwrap_or(u32::MAX));
+    }
+}

@@ -1,0 +1,303 @@
+//! The public edge: takes requests from senders and answers every one in time. `Ingest::answer` is the pipeline, in
+//! the order in which a request meets it; each step goes on or refuses with one `Rejection`. Nothing here talks to
+//! a backend.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
+
+use crate::clock::{Clock, from_milliseconds, later};
+use crate::config::{Config, ReplayGuard, Source};
+use crate::dedup::Keys;
+use crate::delivery::Received;
+use crate::id::Id;
+use crate::metrics::{Metrics, UNMATCHED};
+use crate::store::{Accepted, Arrival, Store, StoreError};
+use crate::verify::{Refusal, Verified};
+
+mod answer;
+mod body;
+mod claims;
+mod head;
+mod linger;
+mod listener;
+mod routes;
+mod tls;
+
+pub use listener::{BindError, Certificate, Listener};
+pub use tls::{TlsError, check_certificate};
+
+use answer::Rejection;
+use body::{Budget, Reservation};
+use claims::Gate;
+use routes::Routes;
+
+/// What all requests share.
+pub struct Ingest {
+    clock: Clock,
+    metrics: Metrics,
+    /// Swapped whole at a reload; a request keeps the routes that it began with.
+    routes: ArcSwap<Routes>,
+    gate: Gate,
+    budget: Budget,
+    body_read: Duration,
+    ack_deadline: Duration,
+}
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    address: IpAddr,
+}
+
+impl Ingest {
+    /// Builds the pipeline over `store`. Limits and deadline are those of `config` until the process ends.
+    pub fn new(config: &Config, store: Arc<dyn Store>, clock: Clock, metrics: Metrics) -> Arc<Self> {
+        let gate = Gate::new(store, config.dedup_cache_entries);
+        let ingest = Self {
+            routes: ArcSwap::from_pointee(Routes::new(config)),
+            budget: Budget::new(config.limits.in_flight),
+            body_read: config.limits.body_read,
+            ack_deadline: config.listen.ack_deadline,
+            clock,
+            metrics,
+            gate,
+        };
+        ingest.announce(config);
+        Arc::new(ingest)
+    }
+
+    /// Replaces sources and trusted proxies.
+    pub fn apply(&self, config: &Config) {
+        self.announce(config);
+        self.routes.store(Arc::new(Routes::new(config)));
+    }
+
+    /// Brings the gauges that are read rather than counted up to date.
+    pub fn refresh_gauges(&self) {
+        self.metrics.ingest_in_flight_bytes.set(self.budget.used());
+        self.metrics.dedup_cache_entries.set(self.gate.entries());
+    }
+
+    fn is_trusted_proxy(&self, peer: IpAddr) -> bool {
+        head::is_trusted(peer, &self.routes.load().trusted_proxies)
+    }
+
+    /// Answers one request.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+        let routes = self.routes.load_full();
+        let (head, body) = request.into_parts();
+        let http1 = head.version < Version::HTTP_2;
+        // Only HTTP/1 has to close: what is left of a refused body would be taken for the next request.
+        let unread = http1 && !body.is_end_stream();
+
+        if let Err(rejection) = head::check(&head) {
+            // Where the head was misread, so may be where it ended.
+            return self.refuse(UNMATCHED, &rejection, http1);
+        }
+        let entry = match routes.find(head.uri.path()) {
+            Ok(entry) => Arc::clone(entry),
+            Err(rejection) => return self.refuse(UNMATCHED, &rejection, unread),
+        };
+        let source = &entry.source;
+        let sender = head::sender(&head.headers, peer.address, &routes.trusted_proxies);
+
+        // What can be refused without the body is refused before a byte of it is read.
+        let target = head::target(&head.uri);
+        let early = head::allow(&head.method, sender, source)
+            .and_then(|()| {
+                let now = self.clock.now();
+                Ok(source.verifier.precheck(&head.method, &target, &head.headers, now)?)
+            })
+            .and_then(|()| self.budget.reserve(body.size_hint().exact(), source.body_max));
+        let reservation = match early {
+            Ok(reservation) => reservation,
+            Err(rejection) => return self.refuse(&source.name, &rejection, unread),
+        };
+        let read = body::read(body, source.body_max, self.body_read, reservation).await;
+        let (body, reservation) = match read {
+            Ok(read) => read,
+            Err(rejection) => return self.refuse(&source.name, &rejection, unread),
+        };
+
+        let last_byte = Instant::now();
+        // To the millisecond, as the store keeps it: the first attempt and a later one tell the same time.
+        let received_at = from_milliseconds(self.clock.now().as_millisecond());
+        let received = Received {
+            id: Id::new(received_at, std::array::from_fn(|_| fastrand::u8(..))),
+            source: Arc::clone(&source.name),
+            received_at,
+            sender,
+            method: head.method,
+            target,
+            headers: head::cleaned(head.headers, peer.address, &routes.trusted_proxies),
+            body,
+        };
+        // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.
+        let settled = tokio::spawn(Arc::clone(&self).accept(Arc::clone(&entry), received, reservation));
+        let outcome = match tokio::time::timeout_at(last_byte + self.ack_deadline, settled).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => return self.refuse(&source.name, &Rejection::Internal, false),
+            Err(_) => {
+                self.metrics.ingest_late.with_label_values(&[&*source.name]).inc();
+                return Rejection::Overloaded.response(false);
+            }
+        };
+        self.metrics
+            .ingest_ack_duration
+            .with_label_values(&[&*source.name])
+            .observe(last_byte.elapsed().as_secs_f64());
+        match outcome {
+            Ok(()) => answer::ack(&source.ack),
+            Err(rejection) => rejection.response(false),
+        }
+    }
+
+    /// Verifies, claims and stores; counts the request exactly once, however it ends.
+    async fn accept(
+        self: Arc<Self>,
+        entry: Arc<routes::Entry>,
+        received: Received,
+        reservation: Reservation,
+    ) -> Result<(), Rejection> {
+        let source = &entry.source;
+        let outcome = self.store_once(&entry, received).await;
+        drop(reservation);
+        match &outcome {
+            Ok(label) => self.metrics.ingest_requests.with_label_values(&[&*source.name, label]).inc(),
+            Err(rejection) => self.count(&source.name, rejection),
+        }
+        outcome.map(|_| ())
+    }
+
+    async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<&'static str, Rejection> {
+        let source = &entry.source;
+        let verified = Arc::new(source.verifier.verify(received)?);
+        self.note_verified(source, &verified);
+        let delivery = verified.delivery();
+        if delivery.delivery_id.is_none() && !source.accept_missing_id {
+            return Err(Refusal::IdMissing.into());
+        }
+        entry.admit()?;
+
+        let (id, body_bytes) = (delivery.id, delivery.body.len());
+        let destinations = self.destinations(source, delivery.event.as_deref());
+        let arrival = Arrival {
+            keys: Keys::of(&verified, source.replay_guard != ReplayGuard::Off),
+            claimed_until: later(delivery.received_at, source.dedup_ttl),
+            destinations,
+            revive_dead: source.revive_dead,
+            verified,
+        };
+        match self.gate.claim(arrival).await? {
+            Accepted::Stored => {
+                tracing::debug!(source = %source.name, %id, body_bytes, "delivery stored");
+                self.metrics.ingest_body_bytes.with_label_values(&[&*source.name]).observe(body_bytes as f64);
+                Ok("stored")
+            }
+            Accepted::Duplicate { first, conflict } => {
+                tracing::debug!(source = %source.name, %first, conflict, "duplicate absorbed");
+                if conflict {
+                    self.metrics.ingest_conflicts.with_label_values(&[&*source.name]).inc();
+                }
+                Ok("duplicate")
+            }
+            Accepted::Replay { first } => {
+                tracing::debug!(source = %source.name, %first, "signed bytes seen before under another id");
+                match source.replay_guard {
+                    ReplayGuard::Reject => Err(Refusal::Replayed.into()),
+                    ReplayGuard::Absorb | ReplayGuard::Off => Ok("duplicate"),
+                }
+            }
+        }
+    }
+
+    /// Where an event of this type goes; nothing matched is counted, never lost quietly.
+    fn destinations(&self, source: &Source, event: Option<&str>) -> Vec<Arc<str>> {
+        if event.is_some_and(|event| source.drop_events.iter().any(|dropped| dropped == event)) {
+            self.metrics.ingest_dropped.with_label_values(&[&*source.name]).inc();
+            return Vec::new();
+        }
+        let destinations = routes::matching(&source.to, event);
+        if destinations.is_empty() {
+            self.metrics.ingest_unrouted.with_label_values(&[&*source.name]).inc();
+        }
+        destinations
+    }
+
+    fn note_verified(&self, source: &Source, verified: &Verified) {
+        let delivery = verified.delivery();
+        if let Some(refusal) = verified.observed() {
+            self.metrics.ingest_observed.with_label_values(&[&*source.name, refusal.label()]).inc();
+        }
+        if let Some(secret) = &delivery.verification.secret {
+            let used_at = delivery.received_at.as_millisecond() as f64 / 1e3;
+            self.metrics.verify_secret_last_used.with_label_values(&[&*source.name, secret]).set(used_at);
+        }
+        if let Some(skew) = delivery.verification.skew_seconds {
+            self.metrics.verify_clock_skew.with_label_values(&[&*source.name]).set(skew as f64);
+        }
+    }
+
+    fn refuse(&self, source: &str, rejection: &Rejection, unread: bool) -> Response<Full<Bytes>> {
+        self.count(source, rejection);
+        rejection.response(unread)
+    }
+
+    fn count(&self, source: &str, rejection: &Rejection) {
+        let reason = rejection.label();
+        tracing::debug!(source, reason, "request refused");
+        self.metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();
+        self.metrics.ingest_rejections.with_label_values(&[source, reason]).inc();
+    }
+
+    /// Creates every series of the configured sources at 0.
+    fn announce(&self, config: &Config) {
+        let m = &self.metrics;
+        for reason in Rejection::LABELS_WITHOUT_SOURCE {
+            m.ingest_rejections.with_label_values(&[UNMATCHED, reason]);
+        }
+        m.ingest_requests.with_label_values(&[UNMATCHED, "rejected"]);
+        m.ingest_connections_refused.with_label_values(&["per_address"]);
+        for source in &config.sources {
+            let name = &*source.name;
+            for outcome in ["stored", "duplicate", "rejected"] {
+                m.ingest_requests.with_label_values(&[name, outcome]);
+            }
+            for reason in Rejection::labels() {
+                m.ingest_rejections.with_label_values(&[name, reason]);
+            }
+            for refusal in Refusal::ALL {
+                m.ingest_observed.with_label_values(&[name, refusal.label()]);
+            }
+            for counter in [&m.ingest_unrouted, &m.ingest_dropped, &m.ingest_late, &m.ingest_conflicts] {
+                counter.with_label_values(&[name]);
+            }
+            m.ingest_ack_duration.with_label_values(&[name]);
+            m.ingest_body_bytes.with_label_values(&[name]);
+            m.verify_clock_skew.with_label_values(&[name]);
+            for secret in source.verifier.secret_names() {
+                m.verify_secret_last_used.with_label_values(&[name, secret]);
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        Self::Unverified(refusal)
+    }
+}
+
+impl From<StoreError> for Rejection {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

@@ -1,0 +1,208 @@
+//! What a sender reads: the acknowledgement, or a refusal that tells the status and never why a check failed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::config::Ack;
+use crate::store::StoreError;
+use crate::verify::Refusal;
+
+/// Why a request was refused: a status for the sender, a label for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Rejection {
+    /// The head breaks the rules of HTTP.
+    MalformedHead,
+    /// The head is larger, or has more lines, than allowed.
+    HeadTooLarge,
+    /// No source has this path.
+    NoRoute,
+    /// The source does not take this method; the value is for `Allow`.
+    MethodNotAllowed(HeaderValue),
+    /// The sender's address is not on the source's list.
+    AddressNotAllowed,
+    /// Signature, token or timestamp.
+    Unverified(Refusal),
+    /// More bytes than the source takes.
+    BodyTooLarge,
+    /// The body did not come in time.
+    BodyTooSlow,
+    /// The body ended early or broke its framing.
+    BodyBroken,
+    /// More verified requests than the source's rate; the next one passes after so long.
+    RateLimited(Duration),
+    /// All bytes in flight are taken.
+    Overloaded,
+    /// The store could not take it.
+    Store(StoreError),
+    /// A bug of ours.
+    Internal,
+}
+
+impl Rejection {
+    /// Labels that can occur before a source is known.
+    pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 4] =
+        ["malformed_head", "head_too_large", "no_route", "internal"];
+
+    const LABELS_WITH_SOURCE: [&'static str; 11] = [
+        "method_not_allowed",
+        "address_not_allowed",
+        "body_too_large",
+        "body_too_slow",
+        "body_broken",
+        "rate_limited",
+        "overloaded",
+        "store_busy",
+        "disk_full",
+        "store_failed",
+        "internal",
+    ];
+
+    /// All labels of a request whose source is known.
+    pub(super) fn labels() -> impl Iterator<Item = &'static str> {
+        Refusal::ALL.iter().map(|refusal| refusal.label()).chain(Self::LABELS_WITH_SOURCE)
+    }
+
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::MalformedHead => "malformed_head",
+            Self::HeadTooLarge => "head_too_large",
+            Self::NoRoute => "no_route",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::Unverified(refusal) => refusal.label(),
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTooSlow => "body_too_slow",
+            Self::BodyBroken => "body_broken",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Store(StoreError::Busy) => "store_busy",
+            Self::Store(StoreError::DiskFull) => "disk_full",
+            Self::Store(StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_)) => "store_failed",
+            Self::Internal => "internal",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::MalformedHead | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::AddressNotAllowed => StatusCode::FORBIDDEN,
+            Self::Unverified(_) => StatusCode::UNAUTHORIZED,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::Store(_) | Self::Internal => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The answer; with `close` the last one of its connection.
+    pub(super) fn response(&self, close: bool) -> Response<Full<Bytes>> {
+        let status = self.status();
+        let mut response = match self {
+            // Every verification failure looks the same, and empty: Xero and others demand it.
+            Self::Unverified(_) => Response::new(Full::default()),
+            _ => problem(status),
+        };
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if let Self::MethodNotAllowed(allow) = self {
+            headers.insert(ALLOW, allow.clone());
+        }
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after_seconds()));
+        }
+        if close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Drawn at random, so that many refused senders do not come back in the same second.
+    fn retry_after_seconds(&self) -> u64 {
+        match self {
+            Self::RateLimited(wait) => wait.as_secs() + fastrand::u64(1..=3),
+            Self::Store(StoreError::DiskFull | StoreError::Latched(_)) => fastrand::u64(5..=30),
+            _ => fastrand::u64(1..=5),
+        }
+    }
+}
+
+/// The source's acknowledgement, the same for a new delivery and for a duplicate.
+pub(super) fn ack(ack: &Ack) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(ack.body.clone()));
+    *response.status_mut() = ack.status;
+    if !ack.body.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, ack.content_type.clone());
+    }
+    response
+}
+
+/// RFC 9457 with nothing but the status.
+fn problem(status: StatusCode) -> Response<Full<Bytes>> {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{}}}"#, status.as_u16());
+    let mut response = Response::new(Full::from(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn own_faults_are_never_the_senders() {
+        for rejection in [
+            Rejection::Overloaded,
+            Rejection::Internal,
+            Rejection::Store(StoreError::Busy),
+            Rejection::Store(StoreError::DiskFull),
+            Rejection::Store(StoreError::Latched(String::new())),
+        ] {
+            let response = rejection.response(false);
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{rejection:?}");
+            assert!(response.headers().contains_key(RETRY_AFTER), "{rejection:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_verification_failure_looks_the_same() {
+        for refusal in Refusal::ALL {
+            let response = Rejection::Unverified(*refusal).response(false);
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            assert!(response.headers().is_empty());
+            assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+        }
+    }
+
+    #[test]
+    fn every_label_is_announced() {
+        let announced: Vec<_> = Rejection::labels().chain(Rejection::LABELS_WITHOUT_SOURCE).collect();
+        for rejection in [
+            Rejection::MalformedHead,
+            Rejection::HeadTooLarge,
+            Rejection::NoRoute,
+            Rejection::MethodNotAllowed(HeaderValue::from_static("POST")),
+            Rejection::AddressNotAllowed,
+            Rejection::BodyTooLarge,
+            Rejection::BodyTooSlow,
+            Rejection::BodyBroken,
+            Rejection::RateLimited(Duration::ZERO),
+            Rejection::Overloaded,
+            Rejection::Store(StoreError::Busy),
+            Rejection::Store(StoreError::DiskFull),
+            Rejection::Store(StoreError::Closed),
+            Rejection::Internal,
+        ] {
+            assert!(announced.contains(&rejection.label()), "{rejection:?}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Reads a request's body within its bounds: the source's cap (also for chunked bodies: refused, never cut), a
+//! deadline with a minimum rate, and the budget of bytes that all requests together may hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::answer::Rejection;
+
+/// A sender may be slow for so long before [`RATE_MIN`] holds.
+const RATE_GRACE: Duration = Duration::from_secs(5);
+/// Bytes per second; slower senders hold memory for nothing.
+const RATE_MIN: f64 = 1024.0;
+/// A request takes the budget in steps of this many bytes, each before it is read. Not all of a declared length at
+/// once: who declares much and sends little would keep everybody else out.
+const STEP: u64 = 64 << 10;
+/// What is allocated on a sender's word alone.
+const ALLOCATE_MAX: usize = 256 << 10;
+
+/// Bytes that all requests in progress may hold together.
+pub(super) struct Budget {
+    free: Arc<Semaphore>,
+    total: usize,
+}
+
+/// A request's share of the [`Budget`]; given back when dropped.
+pub(super) struct Reservation {
+    budget: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+    declared: Option<u64>,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Self {
+        let total = usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(total)), total }
+    }
+
+    /// Takes the first step before a byte is read.
+    pub(super) fn reserve(&self, declared: Option<u64>, body_max: u64) -> Result<Reservation, Rejection> {
+        if declared.is_some_and(|declared| declared > body_max) {
+            return Err(Rejection::BodyTooLarge);
+        }
+        let mut reservation = Reservation { budget: Arc::clone(&self.free), permit: None, declared };
+        reservation.grow()?;
+        Ok(reservation)
+    }
+
+    pub(super) fn used(&self) -> i64 {
+        i64::try_from(self.total - self.free.available_permits().min(self.total)).unwrap_or(i64::MAX)
+    }
+}
+
+impl Reservation {
+    fn bytes(&self) -> usize {
+        self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+
+    /// Takes the next step, at most up to the declared length.
+    fn grow(&mut self) -> Result<(), Rejection> {
+        let rest = self.declared.and_then(|declared| declared.checked_sub(self.bytes() as u64));
+        let step = rest.unwrap_or(STEP).min(STEP);
+        let step = u32::try_from(step).expect("a step has 32 bits");
+        let more =
+            Arc::clone(&self.budget).try_acquire_many_owned(step).map_err(|_| Rejection::Overloaded)?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Reads the whole body.
+pub(super) async fn read<B>(
+    mut body: B,
+    body_max: u64,
+    body_read: Duration,
+    mut reservation: Reservation,
+) -> Result<(Bytes, Reservation), Rejection>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let began = Instant::now();
+    let declared = reservation.declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+    let mut whole = BytesMut::new();
+    loop {
+        let slowest = RATE_GRACE + Duration::from_secs_f64(whole.len() as f64 / RATE_MIN);
+        let frame = tokio::time::timeout_at(began + slowest.min(body_read), body.frame())
+            .await
+            .map_err(|_| Rejection::BodyTooSlow)?;
+        let Some(frame) = frame else { break };
+        // Trailers are dropped: they never become headers.
+        let Ok(data) = frame.map_err(|_| Rejection::BodyBroken)?.into_data() else { continue };
+        let length = whole.len() + data.len();
+        if length as u64 > body_max {
+            return Err(Rejection::BodyTooLarge);
+        }
+        if reservation.declared.is_some_and(|declared| length as u64 > declared) {
+            return Err(Rejection::BodyBroken);
+        }
+        while reservation.bytes() < length {
+            reservation.grow()?;
+        }
+        if reservation.declared == Some(data.len() as u64) {
+            return Ok((data, reservation));
+        }
+        if whole.capacity() < length {
+            let expected = if whole.is_empty() { declared.min(ALLOCATE_MAX) } else { declared };
+            whole.reserve(expected.max(length) - whole.len());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok((whole.freeze(), reservation))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, StreamBody};
+    use hyper::body::Frame;
+
+    use super::*;
+
+    fn chunks(sizes: &[usize]) -> impl Body<Data = Bytes> + Unpin {
+        let frames: Vec<Result<_, std::convert::Infallible>> =
+            sizes.iter().map(|size| Ok(Frame::data(Bytes::from(vec![b'x'; *size])))).collect();
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    async fn check(sizes: &[usize], body_max: u64, budget: u64) -> Result<usize, Rejection> {
+        let budget = Budget::new(budget);
+        let reservation = budget.reserve(None, body_max)?;
+        let (body, reservation) = read(chunks(sizes), body_max, Duration::from_secs(30), reservation).await?;
+        assert!(budget.used() >= i64::try_from(body.len()).unwrap());
+        drop(reservation);
+        assert_eq!(budget.used(), 0);
+        Ok(body.len())
+    }
+
+    #[tokio::test]
+    async fn the_cap_holds_for_bodies_of_undeclared_length() {
+        assert_eq!(check(&[500, 500], 1_000, 1 << 20).await, Ok(1_000));
+        assert_eq!(check(&[500, 501], 1_000, 1 << 20).await, Err(Rejection::BodyTooLarge));
+        assert_eq!(check(&[], 1_000, 1 << 20).await, Ok(0));
+    }
+
+    #[tokio::test]
+    async fn the_budget_is_taken_before_reading_and_given_back() {
+        let budget = Budget::new(1_000);
+        let first = budget.reserve(Some(600), 5_000).unwrap();
+        assert!(matches!(budget.reserve(Some(600), 5_000), Err(Rejection::Overloaded)));
+        assert!(matches!(budget.reserve(Some(5_001), 5_000), Err(Rejection::BodyTooLarge)));
+        assert_eq!(budget.used(), 600);
+        drop(first);
+        assert!(budget.reserve(Some(600), 5_000).is_ok());
+        assert_eq!(check(&[100], 1_000, 50).await, Err(Rejection::Overloaded));
+    }
+
+    /// 256 senders that declared 1 MiB each and dripped used to keep everybody else out.
+    #[tokio::test]
+    async fn who_declares_much_holds_only_what_was_sent() {
+        let budget = Budget::new(4 << 20);
+        let held: Vec<_> = (0..60).map(|_| budget.reserve(Some(1 << 20), 1 << 20).unwrap()).collect();
+        assert!(budget.reserve(Some(2), 1 << 20).is_ok());
+        drop(held);
+        let (length, body_max) = (700_000, 1 << 20);
+        let reservation = budget.reserve(Some(length as u64), body_max).unwrap();
+        let pieces = chunks(&[300_000, 300_000, 100_000]);
+        let (body, reservation) = read(pieces, body_max, Duration::from_secs(30), reservation).await.unwrap();
+        assert_eq!((body.len(), reservation.bytes()), (length, length));
+    }
+
+    #[tokio::test]
+    async fn a_body_in_one_piece_is_not_copied() {
+        let sent = Bytes::from(vec![7; 300]);
+        let reservation = Budget::new(1_000).reserve(Some(300), 1_000).unwrap();
+        let (body, _) =
+            read(Full::new(sent.clone()), 1_000, Duration::from_secs(30), reservation).await.unwrap();
+        assert_eq!(body.as_ptr(), sent.as_ptr());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_below_the_minimum_rate_is_cut_off() {
+        let drip = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"x"))), ()))
+        });
+        let began = Instant::now();
+        let reservation = Budget::new(1 << 20).reserve(None, 1 << 20).unwrap();
+        let body = StreamBody::new(Box::pin(drip));
+        let refused = read(body, 1 << 20, Duration::from_secs(30), reservation).await;
+        assert!(matches!(refused, Err(Rejection::BodyTooSlow)));
+        assert!(began.elapsed() < Duration::from_secs(7));
+    }
+}

@@ -1,0 +1,302 @@
+//! In front of the store's exact claims: a bounded cache that answers most duplicates without a write, and single
+//! flight, so that concurrent copies wait for the first instead of queueing behind it in the store. The cache only
+//! knows what the store has made durable; when the first copy fails, the next takes over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::future::Cache;
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::{Timestamp, elapsed};
+use crate::dedup::Key;
+use crate::id::Id;
+use crate::store::{Accepted, Arrival, Store, StoreError};
+
+pub(super) struct Gate {
+    store: Arc<dyn Store>,
+    seen: Cache<Key, Seen>,
+}
+
+/// A durable claim.
+#[derive(Clone, Copy)]
+struct Seen {
+    first: Id,
+    body: [u8; 32],
+    claimed_until: Timestamp,
+    /// The rest of the claim's life when it was remembered.
+    keep: Duration,
+}
+
+/// Why a flight left nothing to remember.
+#[derive(Clone)]
+enum Unclaimed {
+    /// The first copy's signed bytes were claimed before.
+    Replay {
+        first: Id,
+        guard: Option<Key>,
+    },
+    Failed,
+}
+
+impl Gate {
+    pub(super) fn new(store: Arc<dyn Store>, entries: u64) -> Self {
+        let seen = Cache::builder().max_capacity(entries).expire_after(UntilClaimEnds).build();
+        Self { store, seen }
+    }
+
+    pub(super) fn entries(&self) -> i64 {
+        i64::try_from(self.seen.entry_count()).unwrap_or(i64::MAX)
+    }
+
+    /// Claims and stores; durable when it returns `Ok`.
+    pub(super) async fn claim(&self, arrival: Arrival) -> Result<Accepted, StoreError> {
+        // No id and nothing signed: nothing that could make it a duplicate.
+        let Some(key) = arrival.keys.first() else { return self.store.accept(arrival).await };
+        let delivery = Arc::clone(arrival.verified.delivery());
+        let body: [u8; 32] = Sha256::digest(&delivery.body).into();
+        loop {
+            let mut own = None;
+            let flight = async {
+                let accepted = self.store.accept(arrival.clone()).await;
+                own = Some(accepted.clone());
+                let first = match accepted.map_err(|_| Unclaimed::Failed)? {
+                    Accepted::Stored => delivery.id,
+                    Accepted::Duplicate { first, .. } => first,
+                    Accepted::Replay { first } => {
+                        return Err(Unclaimed::Replay { first, guard: arrival.keys.guard });
+                    }
+                };
+                let keep = elapsed(delivery.received_at, arrival.claimed_until);
+                Ok(Seen { first, body, claimed_until: arrival.claimed_until, keep })
+            };
+            let shared = self.seen.try_get_with(key, flight).await;
+            if let Some(own) = own {
+                return own;
+            }
+            match shared {
+                Ok(seen) if seen.claimed_until <= delivery.received_at => self.seen.invalidate(&key).await,
+                Ok(seen) if arrival.keys.id.is_none() => return Ok(Accepted::Replay { first: seen.first }),
+                Ok(seen) => {
+                    if arrival.revive_dead {
+                        self.store.revive(seen.first, delivery.received_at).await?;
+                    }
+                    return Ok(Accepted::Duplicate { first: seen.first, conflict: seen.body != body });
+                }
+                Err(unclaimed) => match &*unclaimed {
+                    Unclaimed::Replay { first, guard } if *guard == arrival.keys.guard => {
+                        return Ok(Accepted::Replay { first: *first });
+                    }
+                    // Neither another copy's failure is ours, nor that it was a replay of something else under our
+                    // id: an id that is not signed can be put on any captured request.
+                    Unclaimed::Replay { .. } | Unclaimed::Failed => {}
+                },
+            }
+        }
+    }
+}
+
+/// Entries leave by time; by count only beyond the cache's bound, where the store answers instead.
+struct UntilClaimEnds;
+
+impl moka::Expiry<Key, Seen> for UntilClaimEnds {
+    fn expire_after_create(&self, _: &Key, seen: &Seen, _: Instant) -> Option<Duration> {
+        Some(seen.keep)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use http::{HeaderMap, Method};
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::clock::from_milliseconds;
+    use crate::dedup::Keys;
+    use crate::delivery::{Delivery, Received};
+    use crate::secret::Secret;
+    use crate::store::{Depth, Lease, Settlement, Swept};
+    use crate::verify::{Enforcement, Message, NamedSecret, Signer, Verified, Verifier, Window, preset};
+
+    /// Answers accepts from a script, each when it is let go.
+    #[derive(Default)]
+    struct Scripted {
+        answers: Mutex<Vec<Result<Accepted, StoreError>>>,
+        go: Notify,
+        accepts: Mutex<usize>,
+        revived: Mutex<usize>,
+    }
+
+    #[async_trait]
+    impl Store for Scripted {
+        async fn accept(&self, _: Arrival) -> Result<Accepted, StoreError> {
+            *self.accepts.lock().unwrap() += 1;
+            self.go.notified().await;
+            self.answers.lock().unwrap().remove(0)
+        }
+        async fn revive(&self, _: Id, _: Timestamp) -> Result<u64, StoreError> {
+            *self.revived.lock().unwrap() += 1;
+            Ok(1)
+        }
+        async fn lease(&self, _: &str, _: usize, _: Timestamp) -> Result<Vec<Lease>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn next_due(&self, _: &str) -> Result<Option<Timestamp>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn settle(&self, _: Settlement) -> Result<(), StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn delivery(&self, _: Id) -> Result<Option<Delivery>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn sweep(&self, _: Timestamp, _: Duration) -> Result<Swept, StoreError> {
+            Err(StoreError::Closed)
+        }
+        fn depths(&self) -> Vec<(Arc<str>, Depth)> {
+            Vec::new()
+        }
+        fn bytes(&self) -> u64 {
+            0
+        }
+        fn fault(&self) -> Option<StoreError> {
+            None
+        }
+        async fn close(&self) {}
+    }
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    /// A verified GitHub delivery, `after_ms` later than [`NOW`].
+    fn verified(id: &str, body: &'static str, after_ms: i64) -> Arc<Verified> {
+        let now = from_milliseconds(NOW + after_ms);
+        let (scheme, secret) =
+            (preset("github").unwrap().scheme.clone(), Secret::new("a secret of some length").unwrap());
+        let body = Bytes::from(body);
+        let message = Message { method: &Method::POST, url: "/", id: Some(id), event: None, body: &body };
+        let headers: HeaderMap = Signer::new(scheme.clone(), &secret).unwrap().sign(&message, now).unwrap();
+        let secret = NamedSecret { name: "s".into(), secret, not_before: None, not_after: None };
+        let window = Window { past: Duration::from_secs(300), future: Duration::from_secs(300) };
+        let verifier =
+            Verifier::new("github".into(), scheme, vec![secret], window, Enforcement::Enforce, None).unwrap();
+        let received = Received {
+            id: Id::new(now, [7; 10]),
+            source: "gh".into(),
+            received_at: now,
+            sender: [127, 0, 0, 1].into(),
+            method: Method::POST,
+            target: "/".to_owned(),
+            headers,
+            body,
+        };
+        Arc::new(verifier.verify(received).unwrap())
+    }
+
+    fn arrival(id: &str, body: &'static str, after_ms: i64) -> Arrival {
+        let verified = verified(id, body, after_ms);
+        Arrival {
+            keys: Keys::of(&verified, true),
+            claimed_until: from_milliseconds(NOW + after_ms + 60_000),
+            destinations: vec!["legacy".into()],
+            revive_dead: true,
+            verified,
+        }
+    }
+
+    fn gate(answers: Vec<Result<Accepted, StoreError>>) -> (Arc<Scripted>, Arc<Gate>) {
+        let store = Arc::new(Scripted { answers: Mutex::new(answers), ..Scripted::default() });
+        let gate = Gate::new(Arc::clone(&store) as Arc<dyn Store>, 1_000);
+        (store, Arc::new(gate))
+    }
+
+    async fn in_flight(store: &Scripted, accepts: usize) {
+        while *store.accepts.lock().unwrap() < accepts {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn concurrent_copies_wait_for_the_first() {
+        let (store, gate) = gate(vec![Ok(Accepted::Stored)]);
+        let claim = |gate: &Arc<Gate>| {
+            let gate = Arc::clone(gate);
+            tokio::spawn(async move { gate.claim(arrival("d-1", "{}", 0)).await.unwrap() })
+        };
+        let copies: Vec<_> = (0..100).map(|_| claim(&gate)).collect();
+        in_flight(&store, 1).await;
+        store.go.notify_one();
+        let mut stored = 0;
+        for copy in copies {
+            match copy.await.unwrap() {
+                Accepted::Stored => stored += 1,
+                Accepted::Duplicate { conflict, .. } => assert!(!conflict),
+                Accepted::Replay { .. } => panic!("not a replay"),
+            }
+        }
+        assert_eq!((stored, *store.accepts.lock().unwrap()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn the_next_copy_is_accepted_when_the_commit_of_the_first_fails() {
+        let (store, gate) = gate(vec![Err(StoreError::Busy), Ok(Accepted::Stored)]);
+        let claim = || {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.claim(arrival("d-1", "{}", 0)).await })
+        };
+        let first = claim();
+        in_flight(&store, 1).await;
+        // Waits for the first, and takes over when it fails.
+        let second = claim();
+        store.go.notify_one();
+        assert_eq!(first.await.unwrap(), Err(StoreError::Busy));
+        in_flight(&store, 2).await;
+        store.go.notify_one();
+        assert_eq!(second.await.unwrap(), Ok(Accepted::Stored));
+    }
+
+    #[tokio::test]
+    async fn a_cached_duplicate_still_revives_and_reports_conflicts_until_the_claim_ends() {
+        let (store, gate) = gate(vec![Ok(Accepted::Stored), Ok(Accepted::Stored)]);
+        store.go.notify_one();
+        assert_eq!(gate.claim(arrival("d-1", "{}", 0)).await, Ok(Accepted::Stored));
+        let duplicate = gate.claim(arrival("d-1", "other", 59_000)).await;
+        assert!(matches!(duplicate, Ok(Accepted::Duplicate { conflict: true, .. })), "{duplicate:?}");
+        assert_eq!(*store.revived.lock().unwrap(), 1);
+        store.go.notify_one();
+        assert_eq!(gate.claim(arrival("d-1", "{}", 60_000)).await, Ok(Accepted::Stored));
+    }
+
+    /// Captured bytes, sent again under an id that the provider is about to use, must not swallow the genuine delivery
+    /// that arrives meanwhile: it used to be answered like the replay, 2xx and never stored.
+    #[tokio::test]
+    async fn a_replay_in_flight_does_not_swallow_the_genuine_delivery_of_its_id() {
+        let first = Id::new(from_milliseconds(NOW), [1; 10]);
+        let (store, gate) = gate(vec![Ok(Accepted::Replay { first }), Ok(Accepted::Stored)]);
+        let claim = |body| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.claim(arrival("d-1", body, 0)).await })
+        };
+        let replay = claim("captured");
+        in_flight(&store, 1).await;
+        let genuine = claim("genuine");
+        store.go.notify_one();
+        assert_eq!(replay.await.unwrap(), Ok(Accepted::Replay { first }));
+        in_flight(&store, 2).await;
+        store.go.notify_one();
+        assert_eq!(genuine.await.unwrap(), Ok(Accepted::Stored));
+    }
+
+    #[tokio::test]
+    async fn a_replay_is_not_remembered_under_its_made_up_id() {
+        let first = Id::new(from_milliseconds(NOW), [1; 10]);
+        let (store, gate) = gate(vec![Ok(Accepted::Replay { first }); 2]);
+        for _ in 0..2 {
+            store.go.notify_one();
+            assert_eq!(gate.claim(arrival("d-2", "{}", 0)).await, Ok(Accepted::Replay { first }));
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Accepts connections within their bounds (in number, per address, and in the time that a silent or idle one may
+//! stay open) and hands each request to the pipeline.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::answer::Rejection;
+use super::head::LINES_MAX;
+use super::linger::Lingering;
+use super::tls::{self, TlsError};
+use super::{Ingest, Peer};
+use crate::config::{Limits, Listen};
+use crate::metrics::UNMATCHED;
+
+/// Connections that the kernel holds while all of ours are taken.
+const BACKLOG: u32 = 1024;
+/// A connection that has answered requests may wait so long for the next.
+const IDLE: Duration = Duration::from_secs(60);
+/// A connection that waits for its next request when the gateway stops is closed after so long.
+const STOPPING: Duration = Duration::from_millis(250);
+/// Pauses after a failed accept, doubling: at the limit of open files accept fails at once, for ever.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// hyper's read buffer cannot be smaller.
+const HEAD_BUFFER_MIN: usize = 8 << 10;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 100;
+/// What one HTTP/2 stream, and all of a connection, may send ahead of our reading.
+const WINDOWS: (u32, u32) = (64 << 10, 1 << 20);
+
+/// The bound public listener.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+}
+
+/// What all connections share.
+struct Shared {
+    ingest: Arc<Ingest>,
+    limits: Limits,
+    tls: Arc<ArcSwapOption<ServerConfig>>,
+    per_address: Mutex<HashMap<IpAddr, usize>>,
+    stop: CancellationToken,
+}
+
+/// Replaces the certificate of a running listener.
+#[derive(Clone)]
+pub struct Certificate(Arc<ArcSwapOption<ServerConfig>>);
+
+impl Certificate {
+    /// Reads the files again; connections that are open keep the certificate that they began with.
+    ///
+    /// # Errors
+    /// When a file cannot be used; the certificate in use stays.
+    pub fn reload(&self, tls: &crate::config::Tls) -> Result<(), TlsError> {
+        self.0.store(Some(tls::load(tls)?));
+        Ok(())
+    }
+}
+
+impl Listener {
+    /// Binds the address and reads the certificate.
+    ///
+    /// # Errors
+    /// When either is not possible.
+    pub fn bind(listen: &Listen, limits: &Limits) -> Result<Self, BindError> {
+        let tls = listen.tls.as_ref().map(tls::load).transpose()?;
+        let bound = |error| BindError::Address { address: listen.address, error };
+        let socket = if listen.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.map_err(bound)?;
+        socket.set_reuseaddr(true).map_err(bound)?;
+        socket.bind(listen.address).map_err(bound)?;
+        let socket = socket.listen(BACKLOG).map_err(bound)?;
+        Ok(Self { socket, tls, limits: limits.clone() })
+    }
+
+    /// The address, with the port that was picked.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Serves until `stop`, then lets requests in progress finish; ends when no connection is left.
+    pub fn serve(
+        self,
+        ingest: Arc<Ingest>,
+        stop: CancellationToken,
+    ) -> (Certificate, impl Future<Output = ()> + Send + 'static) {
+        let tls = Arc::new(ArcSwapOption::new(self.tls));
+        let certificate = Certificate(Arc::clone(&tls));
+        let shared =
+            Arc::new(Shared { ingest, limits: self.limits, tls, per_address: Mutex::default(), stop });
+        (certificate, shared.accept_all(self.socket))
+    }
+}
+
+/// Why the listener could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {error}")]
+    Address {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Shared {
+    async fn accept_all(self: Arc<Self>, socket: TcpListener) {
+        let connections = Arc::new(Semaphore::new(self.limits.connections));
+        let tracker = TaskTracker::new();
+        let mut pause = ACCEPT_PAUSE.0;
+        loop {
+            // The place is taken before the connection: beyond the limit they wait in the kernel, not in our memory.
+            let accepted = async {
+                let place = Arc::clone(&connections).acquire_owned().await;
+                (place, socket.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                () = self.stop.cancelled() => break,
+                accepted = accepted => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, pause_ms = pause.as_millis(), "accept failed");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                    continue;
+                }
+            };
+            pause = ACCEPT_PAUSE.0;
+            let peer = peer.ip().to_canonical();
+            let Some(seat) = self.seat(peer) else { continue };
+            let shared = Arc::clone(&self);
+            tracker.spawn(async move {
+                let _held = (place, seat);
+                shared.connection(stream, Peer { address: peer }).await;
+            });
+        }
+        drop(socket);
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    /// Counts a connection of `peer`, unless it has too many. Trusted proxies speak for many senders.
+    fn seat(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
+        let mut per_address = self.per_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = per_address.entry(peer).or_insert(0);
+        if *count >= self.limits.connections_per_address && !self.ingest.is_trusted_proxy(peer) {
+            self.ingest.metrics.ingest_connections_refused.with_label_values(&["per_address"]).inc();
+            return None;
+        }
+        *count += 1;
+        self.ingest.metrics.ingest_connections.inc();
+        Some(Seat { shared: Arc::clone(self), peer })
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: Peer) {
+        // Answers are small and final: waiting to fill a packet only adds delay.
+        let _ = stream.set_nodelay(true);
+        let patience = self.limits.head_read;
+        let opening = async {
+            timeout(patience, stream.readable()).await.ok()?.ok()?;
+            let stream = Lingering::new(stream);
+            let Some(tls) = self.tls.load_full() else { return Some(Opened::Clear(stream)) };
+            match timeout(patience, TlsAcceptor::from(tls).accept(stream)).await {
+                Ok(Ok(stream)) => Some(Opened::Secure(Box::new(stream))),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "tls handshake failed");
+                    None
+                }
+                Err(_) => None,
+            }
+        };
+        let opened = tokio::select! {
+            () = self.stop.cancelled() => return,
+            opened = opening => opened,
+        };
+        match opened {
+            Some(Opened::Clear(stream)) => self.http1(stream, peer).await,
+            Some(Opened::Secure(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                self.http2(stream, peer).await;
+            }
+            Some(Opened::Secure(stream)) => self.http1(stream, peer).await,
+            None => {}
+        }
+    }
+
+    async fn http1(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+    ) {
+        let activity = Arc::new(Activity::new(self.limits.head_read));
+        let service = service_fn(|request| self.respond(request, peer, &activity));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.head_read)
+            .max_headers(LINES_MAX)
+            .max_buf_size(self.limits.header_bytes.max(HEAD_BUFFER_MIN))
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = self.drive(connection, &activity).await {
+            self.count_broken(&error);
+        }
+    }
+
+    async fn http2(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+    ) {
+        let activity = Arc::new(Activity::new(self.limits.head_read));
+        let shared = Arc::clone(&self);
+        let seen = Arc::clone(&activity);
+        let service = service_fn(move |request| {
+            let (shared, seen) = (Arc::clone(&shared), Arc::clone(&seen));
+            async move { shared.respond(request, peer, &seen).await }
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(100)
+            .max_header_list_size(u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX))
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1)
+            .keep_alive_interval(IDLE / 2)
+            .keep_alive_timeout(self.limits.head_read)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = self.drive(connection, &activity).await {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
+
+    /// Runs a connection to its end, and ends it when it is idle for too long or the gateway stops.
+    async fn drive<C>(&self, connection: C, activity: &Activity) -> Result<(), C::Error>
+    where
+        C: GracefulConnection,
+    {
+        let mut connection = pin!(connection);
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                // A request that began meanwhile has moved the time on; otherwise nothing is in progress, and nothing
+                // can be lost by closing.
+                () = tokio::time::sleep(STOPPING), if stopping => {
+                    if !activity.is_busy() {
+                        return Ok(());
+                    }
+                }
+                () = tokio::time::sleep_until(activity.idle_until()), if !stopping => {
+                    if activity.is_idle() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+        activity: &Activity,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let _busy = activity.begin();
+        let answer = AssertUnwindSafe(Arc::clone(&self.ingest).answer(request, peer)).catch_unwind().await;
+        Ok(answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, true)))
+    }
+
+    /// hyper answers heads that it cannot parse by itself; they are counted here.
+    fn count_broken(&self, error: &hyper::Error) {
+        if error.is_parse_too_large() {
+            self.ingest.count(UNMATCHED, &Rejection::HeadTooLarge);
+        } else if error.is_parse() {
+            self.ingest.count(UNMATCHED, &Rejection::MalformedHead);
+        } else {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
+}
+
+/// A connection that is ready for its first request.
+enum Opened {
+    Clear(Lingering),
+    Secure(Box<TlsStream<Lingering>>),
+}
+
+/// One counted connection.
+struct Seat {
+    shared: Arc<Shared>,
+    peer: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.ingest.metrics.ingest_connections.dec();
+        let mut per_address = self.shared.per_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = per_address.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                per_address.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// When something last happened on a connection.
+struct Activity {
+    opened: Instant,
+    /// Requests in progress.
+    busy: AtomicUsize,
+    /// Milliseconds from `opened` until which the connection may be idle.
+    idle_until_ms: AtomicU64,
+}
+
+impl Activity {
+    fn new(first_request_within: Duration) -> Self {
+        let until = u64::try_from(first_request_within.as_millis()).unwrap_or(u64::MAX);
+        Self { opened: Instant::now(), busy: AtomicUsize::new(0), idle_until_ms: AtomicU64::new(until) }
+    }
+
+    fn begin(&self) -> Busy<'_> {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        self.extend();
+        Busy(self)
+    }
+
+    fn extend(&self) {
+        let until = self.opened.elapsed() + IDLE;
+        self.idle_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    fn idle_until(&self) -> Instant {
+        let until = self.opened + Duration::from_millis(self.idle_until_ms.load(Ordering::SeqCst));
+        // While a request is in progress, look again later.
+        if self.is_busy() { Instant::now() + IDLE } else { until }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) > 0
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.is_busy() && Instant::now() >= self.idle_until()
+    }
+}
+
+struct Busy<'a>(&'a Activity);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.extend();
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,190 @@
+//! The seam between the gateway and what makes deliveries durable. Knows nothing of HTTP connections. Engines are
+//! [`sqlite`] and, later, a shared one; both pass the same conformance suite (`tests/store.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::clock::Timestamp;
+use crate::dedup::Keys;
+use crate::delivery::Delivery;
+use crate::forward::Progress;
+use crate::id::Id;
+use crate::verify::Verified;
+
+pub mod sqlite;
+
+/// What ingest asks to be stored: a verified delivery, its claims, and where it goes.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// The delivery; only `verify` can make one.
+    pub verified: Arc<Verified>,
+    /// What it claims.
+    pub keys: Keys,
+    /// When the claims expire.
+    pub claimed_until: Timestamp,
+    /// The destinations to forward to; empty for unrouted and dropped deliveries.
+    pub destinations: Vec<Arc<str>>,
+    /// Whether a duplicate by its id brings the dead forwards of the first back.
+    pub revive_dead: bool,
+}
+
+/// What became of an [`Arrival`]; durable when it is returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is new, and stored.
+    Stored,
+    /// Its delivery id was claimed by this delivery before. Nothing was stored.
+    Duplicate {
+        /// The delivery that holds the claim.
+        first: Id,
+        /// Whether the body differs from the first one's.
+        conflict: bool,
+    },
+    /// Its signed bytes were claimed by this delivery before, under another id or none. Nothing was stored.
+    Replay {
+        /// The delivery that holds the claim.
+        first: Id,
+    },
+}
+
+/// A forward that a lane may attempt now, its attempt already counted.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// What to send.
+    pub delivery: Arc<Delivery>,
+    /// Where to.
+    pub destination: Arc<str>,
+    /// The number of this attempt, from 1.
+    pub attempt: u32,
+    /// Since when the forward has been pending: receipt, or the latest requeue. Age budgets count from here.
+    pub pending_since: Timestamp,
+    /// Whether an operator, or a provider's redelivery of a dead one, asked for it again.
+    pub replay: bool,
+}
+
+/// The end of an attempt.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The forward's delivery.
+    pub id: Id,
+    /// The forward's destination.
+    pub destination: Arc<str>,
+    /// The attempt that ended; a settlement of any other attempt than the one in flight changes nothing.
+    pub attempt: u32,
+    /// What becomes of the forward.
+    pub next: Progress,
+    /// What to remember of the attempt; `None` when it never left the gateway (a drain gave the lease back).
+    pub record: Option<AttemptRecord>,
+}
+
+/// What is remembered of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRecord {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// The outcome's label.
+    pub outcome: &'static str,
+    /// The backend's status, when there was an answer.
+    pub status: Option<u16>,
+    /// The beginning of the backend's answer, or the error's text.
+    pub detail: String,
+}
+
+/// How full a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// Forwards that are waiting or in flight.
+    pub pending: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Since when the oldest pending one has been pending, to the second below.
+    pub oldest: Option<Timestamp>,
+}
+
+/// What retention removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Deliveries all of whose forwards had been settled for longer than the retention.
+    pub deliveries: u64,
+    /// Claims that had expired.
+    pub claims: u64,
+}
+
+/// Why the store did not do what it was asked. None of these is the sender's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// More is queued than the store will hold in memory.
+    #[error("the store's queue is full")]
+    Busy,
+    /// Less space is left than the reserve, or the disk is full. Passes by itself.
+    #[error("the disk is below its reserve")]
+    DiskFull,
+    /// A write or an fsync failed: nothing that the operating system says about the file can be believed any more.
+    #[error("the store has shut itself after a failed write: {0}")]
+    Latched(String),
+    /// The store is being closed.
+    #[error("the store is closed")]
+    Closed,
+    /// Reading failed; the store goes on.
+    #[error("reading the store failed: {0}")]
+    Read(String),
+}
+
+/// Takes forwards from the store to their lanes without a second read.
+pub trait Outlet: Send + Sync {
+    /// A free place in the lane of `destination`, taken for a forward that is about to be committed. `None` when the
+    /// lane is full, paused, unknown or has older forwards waiting: then it is stored as waiting.
+    fn reserve(&self, destination: &str) -> Option<Slot>;
+    /// A forward for which a place was taken has been committed.
+    fn dispatch(&self, lease: Lease, slot: Slot);
+    /// Forwards have been committed as waiting for `destination`.
+    fn wake(&self, destination: &str);
+}
+
+/// A place in a lane; free again when dropped.
+pub type Slot = tokio::sync::OwnedSemaphorePermit;
+
+/// A durable store. All times are arguments, so that tests can set them.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Claims and stores in one transaction; durable when it returns `Ok`. Dropping the future does not undo it.
+    async fn accept(&self, arrival: Arrival) -> Result<Accepted, StoreError>;
+
+    /// Brings the dead forwards of a delivery back: waiting, due at once, attempts from 0. Returns how many.
+    async fn revive(&self, id: Id, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Leases up to `limit` forwards of `destination` that are due, oldest due first, and counts their attempts. Fewer
+    /// when their bodies are large: there is more to lease for as long as [`Store::next_due`] lies in the past.
+    /// Rows that fail their checksum are set aside, logged and counted, never returned.
+    async fn lease(&self, destination: &str, limit: usize, now: Timestamp) -> Result<Vec<Lease>, StoreError>;
+
+    /// When the next waiting forward of `destination` falls due (possibly in the past).
+    async fn next_due(&self, destination: &str) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`] and
+    /// [`StoreError::DiskFull`] the forward is still in flight, so that the caller has to settle it again.
+    async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
+
+    /// The delivery with this id.
+    async fn delivery(&self, id: Id) -> Result<Option<Delivery>, StoreError>;
+
+    /// How full each lane is, by destination; kept in memory in step with the commits, so cheap.
+    fn depths(&self) -> Vec<(Arc<str>, Depth)>;
+
+    /// Removes what retention allows: never anything that is pending or dead.
+    async fn sweep(&self, now: Timestamp, keep_delivered: Duration) -> Result<Swept, StoreError>;
+
+    /// Size of the store's files in bytes, of a second ago at most while the file system answers.
+    fn bytes(&self) -> u64;
+
+    /// Why the store cannot accept now; `None` when it can.
+    fn fault(&self) -> Option<StoreError>;
+
+    /// Finishes what is queued, and closes; gives up after a few seconds when the disk hangs. Later calls answer
+    /// [`StoreError::Closed`].
+    async fn close(&self);
+}

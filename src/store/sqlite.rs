@@ -1,0 +1,303 @@
+//! The embedded engine: an SQLite database in a data directory that one process holds. One thread writes, in group
+//! commits that are fsynced before anyone is answered; a few connections read. A failed write latches the store, a
+//! full disk only refuses what would fill it. Any `sqlite3` can look into the file.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use self::accept::{Accept, Revive};
+use self::depths::Depths;
+use self::directory::Refused;
+use self::health::{Health, lock};
+use self::lease::Lease;
+use self::readers::Readers;
+use self::row::{LoadError, Prepared};
+use self::sweep::{Stage, Sweep};
+use self::writer::{Queued, Work, Writer};
+use crate::clock::{Timestamp, earlier};
+use crate::delivery::Delivery;
+use crate::id::Id;
+use crate::metrics::Metrics;
+use crate::store::{self, Accepted, Arrival, Depth, Outlet, Settlement, Store, StoreError, Swept};
+
+mod accept;
+mod depths;
+mod directory;
+mod health;
+mod lease;
+mod readers;
+mod row;
+mod schema;
+mod settle;
+mod sweep;
+mod writer;
+
+/// Work that may wait for the writer. Seconds of it at any rate that an fsync allows: more would only be late.
+const QUEUE_MAX: usize = 4_096;
+
+/// How long closing may take: a disk that hangs must not hang the drain. What is left undone was promised to nobody.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// Where the store is, and what it heeds.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The data directory; created, for the owner only, when it is missing.
+    pub directory: PathBuf,
+    /// Bytes of free disk space below which nothing new is accepted; 0 accepts until the disk is full.
+    pub disk_reserve: u64,
+    /// Where commits and corrupt rows are counted.
+    pub metrics: Metrics,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be created, opened or written.
+    #[error("the data directory {} cannot be used", directory.display())]
+    Directory {
+        /// The data directory.
+        directory: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// A data directory belongs to one process at a time.
+    #[error(
+        "the data directory {} is in use by {}: stop it, or give this one a directory of its own",
+        directory.display(), holder.map_or("another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    InUse {
+        /// The data directory.
+        directory: PathBuf,
+        /// The process that holds it, when it could be read.
+        holder: Option<u32>,
+    },
+    /// The file was written by a newer version.
+    #[error(
+        "{} has format {found}, and this version knows formats up to {known}: run the version that wrote it, or a \
+         later one", file.display()
+    )]
+    Newer {
+        /// The database.
+        file: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format that this version reads.
+        known: u32,
+    },
+    /// The file is another program's database.
+    #[error("{} is a database of another program: choose another data directory", file.display())]
+    Foreign {
+        /// The database.
+        file: PathBuf,
+    },
+    /// The file is no database, or a damaged one.
+    #[error(
+        "{} is damaged or not a database: restore it from a backup, or move it aside together with its -wal and -shm \
+         files and salvage what it holds with `sqlite3 FILE .recover`", file.display()
+    )]
+    Damaged {
+        /// The database.
+        file: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// Anything else that SQLite says.
+    #[error("{} cannot be opened", file.display())]
+    Sqlite {
+        /// The database.
+        file: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// A thread of the store's could not be started.
+    #[error("the store's threads cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The embedded store. Dropping it without [`Store::close`] loses nothing, but leaves the closing to the writer.
+#[derive(Debug)]
+pub struct Sqlite {
+    /// `None` once closed. The writer ends when all copies are gone.
+    queue: Mutex<Option<mpsc::Sender<Box<dyn Queued>>>>,
+    readers: Readers,
+    depths: Arc<Depths>,
+    health: Arc<Health>,
+    /// Its sender is dropped when the writer has ended.
+    running: watch::Receiver<()>,
+}
+
+/// Opens or creates the store. What was in flight when the previous process ended is waiting again, its attempt
+/// counted. Blocks for the time of a few fsyncs, and for reading the index of what is pending.
+///
+/// # Errors
+/// When the directory cannot be used or is in use, or the file is newer, foreign, damaged or unreadable.
+pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
+    let Options { directory, disk_reserve, metrics } = options;
+    let unusable = |source| OpenError::Directory { directory: directory.clone(), source };
+    let held = directory::hold(&directory).map_err(|refused| match refused {
+        Refused::InUse(holder) => OpenError::InUse { directory: directory.clone(), holder },
+        Refused::Io(source) => unusable(source),
+    })?;
+    let file = directory.join("countersign.db");
+    let failed = |error| schema::failure(&file, error);
+
+    let connection = schema::open_writer(&file)?;
+    connection
+        .execute(
+            "UPDATE forward INDEXED BY forward_pending SET state = 'waiting'
+             WHERE settled_at IS NULL AND state = 'in_flight'",
+            [],
+        )
+        .map_err(failed)?;
+    let depths = Arc::new(Depths::load(&connection).map_err(failed)?);
+    let readers = Readers::open(&file)?;
+    directory::sync(&directory).map_err(unusable)?;
+
+    let health = Arc::new(Health::new(file, disk_reserve));
+    let (watch, _) = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
+    let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+    let (ended, running) = watch::channel(());
+    let writer = Writer {
+        connection,
+        queue: receiver,
+        outlet,
+        health: Arc::clone(&health),
+        depths: Arc::clone(&depths),
+        metrics,
+        checkpoint_at: writer::CHECKPOINT_PAGES,
+        held,
+        _watch: watch,
+        running: ended,
+    };
+    std::thread::Builder::new()
+        .name("store-writer".to_owned())
+        .spawn(move || writer.run())
+        .map_err(OpenError::Thread)?;
+    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running })
+}
+
+impl Sqlite {
+    fn queue(&self) -> Result<mpsc::Sender<Box<dyn Queued>>, StoreError> {
+        match self.health.ended() {
+            Some(ended) => Err(ended),
+            None => lock(&self.queue).clone().ok_or(StoreError::Closed),
+        }
+    }
+
+    /// Queues `work` behind what is queued, waiting for a place, and waits until it is durable. What dispatch has to
+    /// tell must not be refused for being much; lanes bound how much it can be.
+    async fn submit<W: Work>(&self, work: W) -> Result<W::Output, StoreError> {
+        let queue = self.queue()?;
+        let (job, answer) = writer::job(work);
+        queue.send(job).await.map_err(|_| StoreError::Closed)?;
+        // `close` waits for all copies.
+        drop(queue);
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn read<T, F>(&self, query: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        match self.health.ended() {
+            Some(ended) => Err(ended),
+            None => self.readers.run(query).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn accept(&self, arrival: Arrival) -> Result<Accepted, StoreError> {
+        if let Some(fault) = self.health.fault() {
+            return Err(fault);
+        }
+        let prepared = Prepared::new(arrival.verified.delivery());
+        let (job, answer) = writer::job(Accept { arrival, prepared });
+        self.queue()?.try_send(job).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+        })?;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn revive(&self, id: Id, now: Timestamp) -> Result<u64, StoreError> {
+        self.submit(Revive { id, now }).await
+    }
+
+    async fn lease(
+        &self,
+        destination: &str,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Vec<store::Lease>, StoreError> {
+        let destination: Arc<str> = destination.into();
+        let asked = Arc::clone(&destination);
+        let candidates = self.read(move |connection| lease::due(connection, &asked, limit, now)).await?;
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.submit(Lease { destination, candidates, now }).await
+    }
+
+    async fn next_due(&self, destination: &str) -> Result<Option<Timestamp>, StoreError> {
+        let destination = destination.to_owned();
+        self.read(move |connection| lease::next_due(connection, &destination)).await
+    }
+
+    async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {
+        self.submit(settlement).await
+    }
+
+    async fn delivery(&self, id: Id) -> Result<Option<Delivery>, StoreError> {
+        let loaded = self.read(move |connection| match row::load(connection, id) {
+            Ok(delivery) => Ok(Ok(delivery)),
+            Err(LoadError::Damaged(what)) => Ok(Err(StoreError::Read(what))),
+            Err(LoadError::Sqlite(error)) => Err(error),
+        });
+        loaded.await?
+    }
+
+    fn depths(&self) -> Vec<(Arc<str>, Depth)> {
+        self.depths.read()
+    }
+
+    async fn sweep(&self, now: Timestamp, keep_delivered: Duration) -> Result<Swept, StoreError> {
+        let before = earlier(now, keep_delivered);
+        let mut total = Swept::default();
+        let mut stage = Some(Stage::Settled(None));
+        while let Some(next) = stage {
+            let swept;
+            (swept, stage) = self.submit(Sweep { now, before, stage: next }).await?;
+            total.deliveries += swept.deliveries;
+            total.claims += swept.claims;
+        }
+        Ok(total)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.health.bytes()
+    }
+
+    fn fault(&self) -> Option<StoreError> {
+        self.health.fault()
+    }
+
+    async fn close(&self) {
+        drop(lock(&self.queue).take());
+        self.health.close();
+        let ended = async {
+            self.readers.close().await;
+            // An error is the sign: the sender has been dropped.
+            while self.running.clone().changed().await.is_ok() {}
+        };
+        if tokio::time::timeout(CLOSE_MAX, ended).await.is_err() {
+            tracing::warn!("store not closed in time: what was not answered may be lost, and nothing else");
+        }
+    }
+}

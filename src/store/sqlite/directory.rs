@@ -1,0 +1,84 @@
+//! The data directory: made durably, and held by one process at a time. Knows nothing of what is in the database.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The right to use a data directory; given up when dropped, or when the process ends in whatever way.
+#[derive(Debug)]
+pub(super) struct Held {
+    _lock: File,
+}
+
+/// Why the directory is not ours to use.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// Another process holds it; its id, when it could be read.
+    InUse(Option<u32>),
+    /// It cannot be made, opened or written.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Creates `directory` when it is missing, readable by nobody else, and locks it.
+pub(super) fn hold(directory: &Path) -> Result<Held, Refused> {
+    let missing: Vec<PathBuf> =
+        directory.ancestors().map(named).take_while(|path| !path.exists()).map(Path::to_owned).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+
+    let path = directory.join("lock");
+    let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            lock.read_to_string(&mut holder)?;
+            return Err(Refused::InUse(holder.trim().parse().ok()));
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    lock.set_len(0)?;
+    writeln!(lock, "{}", std::process::id())?;
+
+    // A new name is durable only when the directory that holds it has been synced.
+    for path in &missing {
+        sync(named(path.parent().unwrap_or(path)))?;
+    }
+    sync(directory)?;
+    Ok(Held { _lock: lock })
+}
+
+/// Makes the names in `directory` durable.
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// The parent of a relative path with one component is the empty path, which means the current directory.
+fn named(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_private_and_held_once() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("a/b");
+        let held = hold(&directory).unwrap();
+        assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let refused = hold(&directory).unwrap_err();
+        assert!(matches!(refused, Refused::InUse(Some(pid)) if pid == std::process::id()), "{refused:?}");
+        drop(held);
+        hold(&directory).unwrap();
+    }
+}

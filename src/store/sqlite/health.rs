@@ -1,0 +1,152 @@
+//! Whether the store can be written to: the latch that a failed write closes for good, the reserve of disk space that
+//! passes by itself, and the end. What is asked of the file system is asked by a thread of its own, since a file system
+//! that hangs must not take the runtime's timers along; everybody else reads what it saw last.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// How old a look at the file system may be: readiness comes back as soon as this.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Health {
+    latched: OnceLock<String>,
+    closed: AtomicBool,
+    /// The database.
+    file: PathBuf,
+    reserve: u64,
+    /// Whether the free space was below the reserve.
+    below_reserve: AtomicBool,
+    /// Whether the free space could not be found out.
+    unknown: AtomicBool,
+    /// Size of the store's files.
+    bytes: AtomicU64,
+}
+
+impl Health {
+    /// Looks once, so that what is read is true from the beginning.
+    pub(super) fn new(file: PathBuf, reserve: u64) -> Self {
+        let health = Self {
+            latched: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            file,
+            reserve,
+            below_reserve: AtomicBool::new(false),
+            unknown: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+        };
+        health.look();
+        health
+    }
+
+    /// Size of the store's files when they were last looked at.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing can be done any more: latched, or closed.
+    pub(super) fn ended(&self) -> Option<StoreError> {
+        self.latched().or_else(|| self.closed.load(Ordering::Acquire).then_some(StoreError::Closed))
+    }
+
+    pub(super) fn latched(&self) -> Option<StoreError> {
+        self.latched.get().cloned().map(StoreError::Latched)
+    }
+
+    /// Why nothing new can be accepted now.
+    pub(super) fn fault(&self) -> Option<StoreError> {
+        self.ended().or_else(|| self.below_reserve.load(Ordering::Relaxed).then_some(StoreError::DiskFull))
+    }
+
+    /// Refuses everything from now on. The first reason stays.
+    pub(super) fn latch(&self, reason: String) -> StoreError {
+        if self.latched.set(reason.clone()).is_ok() {
+            tracing::error!(error = reason, "store latched");
+        }
+        StoreError::Latched(self.latched.get().cloned().unwrap_or(reason))
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn look(&self) {
+        let size = |suffix: &str| {
+            let mut file = self.file.clone().into_os_string();
+            file.push(suffix);
+            std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+        };
+        self.bytes.store(["", "-wal", "-shm"].into_iter().map(size).sum(), Ordering::Relaxed);
+
+        if self.reserve == 0 {
+            return;
+        }
+        let space = rustix::fs::statvfs(self.file.parent().unwrap_or(&self.file));
+        let unknown = self.unknown.swap(space.is_err(), Ordering::Relaxed);
+        let below = match space {
+            Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) < self.reserve,
+            // Not knowing is no reason to refuse: a disk that is really full says so at the next write.
+            Err(error) => {
+                if !unknown {
+                    tracing::warn!(%error, "free disk space unknown");
+                }
+                false
+            }
+        };
+        let before = self.below_reserve.swap(below, Ordering::Relaxed);
+        if below && !before {
+            tracing::warn!(reserve = self.reserve, "disk below its reserve, deliveries are refused");
+        } else if before && !below {
+            tracing::info!("disk above its reserve again");
+        }
+    }
+}
+
+/// Starts the thread that looks, with traffic or without, until the sender is dropped.
+pub(super) fn watch(health: Arc<Health>) -> io::Result<(Sender<Infallible>, JoinHandle<()>)> {
+    let (owner, ended): (_, Receiver<Infallible>) = channel();
+    let thread = thread::Builder::new().name("store-watch".to_owned()).spawn(move || {
+        while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+            health.look();
+        }
+    })?;
+    Ok((owner, thread))
+}
+
+/// The data behind our mutexes is consistent between statements, so that a panic elsewhere does not spoil it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that was refusing for want of space got no traffic any more, and so never looked again.
+    #[test]
+    fn space_is_found_again_without_anybody_asking_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        std::fs::write(&file, "12").unwrap();
+        let health = Arc::new(Health::new(file.clone(), 1));
+        assert_eq!((health.fault(), health.bytes()), (None, 2));
+        health.below_reserve.store(true, Ordering::Relaxed);
+        assert_eq!(health.fault(), Some(StoreError::DiskFull));
+
+        let (owner, thread) = watch(Arc::clone(&health)).unwrap();
+        std::fs::write(root.path().join("countersign.db-wal"), "345").unwrap();
+        while health.fault().is_some() || health.bytes() != 5 {
+            thread::yield_now();
+        }
+        drop(owner);
+        thread.join().unwrap();
+    }
+}

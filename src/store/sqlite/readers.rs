@@ -1,0 +1,55 @@
+//! A few connections that only read, so that no query waits for a commit or delays one.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::health::lock;
+use super::{OpenError, schema};
+use crate::store::StoreError;
+
+const CONNECTIONS: u32 = 3;
+
+#[derive(Debug)]
+pub(super) struct Readers {
+    /// As many permits as there are idle connections.
+    free: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+}
+
+impl Readers {
+    pub(super) fn open(file: &Path) -> Result<Self, OpenError> {
+        let idle = (0..CONNECTIONS).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { free: Arc::new(Semaphore::new(idle.len())), idle: Arc::new(Mutex::new(idle)) })
+    }
+
+    /// Runs `query` on a connection of its own, off the runtime's threads.
+    pub(super) async fn run<T, F>(&self, query: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let idle = Arc::clone(&self.idle);
+        let task = tokio::task::spawn_blocking(move || {
+            // Moved in, so that the connection is back before its permit whatever becomes of the caller.
+            let _permit = permit;
+            let gone = || StoreError::Read("an earlier query broke the connection".to_owned());
+            let connection = lock(&idle).pop().ok_or_else(gone)?;
+            let answer = query(&connection);
+            lock(&idle).push(connection);
+            answer.map_err(|error| StoreError::Read(error.to_string()))
+        });
+        task.await.map_err(|error| StoreError::Read(error.to_string()))?
+    }
+
+    /// Waits for running queries and closes the connections.
+    pub(super) async fn close(&self) {
+        if let Ok(_all) = self.free.acquire_many(CONNECTIONS).await {
+            lock(&self.idle).clear();
+            self.free.close();
+        }
+    }
+}

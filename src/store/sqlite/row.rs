@@ -1,0 +1,220 @@
+//! A delivery as a row: what is written, and the checksum by which a damaged row is recognised before anything of it
+//! is sent.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, named_params};
+use sha2::{Digest, Sha256};
+
+use crate::clock::from_milliseconds;
+use crate::delivery::{Delivery, Verification};
+use crate::id::Id;
+
+/// What is computed of a delivery before it is queued, so that the writer does not have to.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    headers: Vec<u8>,
+    /// SHA-256 of the body.
+    pub(super) body_digest: [u8; 32],
+    checksum: Checksum,
+}
+
+/// The first half of a SHA-256: against accidents, not against forgers, who could write the checksum as well.
+type Checksum = [u8; 16];
+
+/// Why there is no delivery to be had from a row.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// The row is damaged or gone: it must not be sent, and reading it again will not help.
+    Damaged(String),
+    /// The database could not be read.
+    Sqlite(rusqlite::Error),
+}
+
+impl Prepared {
+    pub(super) fn new(delivery: &Delivery) -> Self {
+        let headers = encode_headers(&delivery.headers);
+        let body_digest: [u8; 32] = Sha256::digest(&delivery.body).into();
+        let checksum = checksum(delivery, &headers, &body_digest);
+        Self { headers, body_digest, checksum }
+    }
+
+    /// Bytes that the row takes, roughly.
+    pub(super) fn bytes(&self, delivery: &Delivery) -> usize {
+        self.headers.len() + delivery.body.len()
+    }
+
+    pub(super) fn insert(
+        &self,
+        transaction: &Transaction<'_>,
+        delivery: &Delivery,
+        forwards: usize,
+    ) -> rusqlite::Result<()> {
+        let mut insert = transaction.prepare_cached(
+            "INSERT INTO delivery (id, source, delivery_id, event, received_at, sender, method, target, verified,
+                 scheme, secret, skew, forwards, checksum, headers, body)
+             VALUES (:id, :source, :delivery_id, :event, :received_at, :sender, :method, :target, :verified,
+                 :scheme, :secret, :skew, :forwards, :checksum, :headers, :body)",
+        )?;
+        insert.execute(named_params! {
+            ":id": delivery.id.as_bytes(),
+            ":source": &*delivery.source,
+            ":delivery_id": delivery.delivery_id,
+            ":event": delivery.event,
+            ":received_at": delivery.received_at.as_millisecond(),
+            ":sender": delivery.sender.to_string(),
+            ":method": delivery.method.as_str(),
+            ":target": delivery.target,
+            ":verified": delivery.verification.verified,
+            ":scheme": &*delivery.verification.scheme,
+            ":secret": delivery.verification.secret.as_deref(),
+            ":skew": delivery.verification.skew_seconds,
+            ":forwards": i64::try_from(forwards).unwrap_or(i64::MAX),
+            ":checksum": self.checksum,
+            ":headers": self.headers,
+            ":body": &*delivery.body,
+        })?;
+        Ok(())
+    }
+}
+
+/// Reads a delivery and verifies its checksum. A row that is not there is `Ok(None)`.
+pub(super) fn load(connection: &Connection, id: Id) -> Result<Option<Delivery>, LoadError> {
+    let mut select = connection
+        .prepare_cached(
+            "SELECT source, delivery_id, event, received_at, sender, method, target, verified, scheme, secret, skew,
+                 checksum, headers, body
+             FROM delivery WHERE id = ?1",
+        )
+        .map_err(LoadError::Sqlite)?;
+    let loaded = select.query_row([id.as_bytes()], |row| Ok(decode(id, row))).optional();
+    loaded.map_err(LoadError::from)?.transpose()
+}
+
+fn decode(id: Id, row: &Row<'_>) -> Result<Delivery, LoadError> {
+    let damaged = |what: &str| LoadError::Damaged(format!("{what} is not readable"));
+    let text = |column: usize| row.get::<_, String>(column);
+    let headers: Vec<u8> = row.get(12)?;
+    let delivery = Delivery {
+        id,
+        source: row.get(0)?,
+        delivery_id: row.get(1)?,
+        event: row.get(2)?,
+        received_at: from_milliseconds(row.get(3)?),
+        sender: text(4)?.parse().map_err(|_| damaged("the sender's address"))?,
+        method: Method::from_bytes(text(5)?.as_bytes()).map_err(|_| damaged("the method"))?,
+        target: text(6)?,
+        headers: decode_headers(&headers).ok_or_else(|| damaged("a header"))?,
+        body: Bytes::from(row.get::<_, Vec<u8>>(13)?),
+        verification: Verification {
+            verified: row.get(7)?,
+            scheme: row.get(8)?,
+            secret: row.get::<_, Option<Arc<str>>>(9)?,
+            skew_seconds: row.get(10)?,
+        },
+    };
+    let found: Checksum = row.get(11)?;
+    let body_digest: [u8; 32] = Sha256::digest(&delivery.body).into();
+    if found == checksum(&delivery, &headers, &body_digest) {
+        Ok(delivery)
+    } else {
+        Err(LoadError::Damaged("the row does not match its checksum".to_owned()))
+    }
+}
+
+impl From<rusqlite::Error> for LoadError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            // A broken page under this row is this row's damage; whether there is more, other rows will tell.
+            Some(ErrorCode::DatabaseCorrupt) => Self::Damaged(error.to_string()),
+            Some(_) => Self::Sqlite(error),
+            // Not from SQLite but from us: a value of another type or range than was written.
+            None => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// Over every column that a backend or an operator may get to see, each with its length.
+fn checksum(delivery: &Delivery, headers: &[u8], body_digest: &[u8; 32]) -> Checksum {
+    let verification = &delivery.verification;
+    let mut digest = Sha256::new();
+    let mut add = |part: Option<&[u8]>| {
+        // No length is `u64::MAX`, so that an absent part differs from an empty one.
+        digest.update(part.map_or(u64::MAX, |part| part.len() as u64).to_be_bytes());
+        digest.update(part.unwrap_or_default());
+    };
+    add(Some(delivery.id.as_bytes()));
+    add(Some(delivery.source.as_bytes()));
+    add(delivery.delivery_id.as_deref().map(str::as_bytes));
+    add(delivery.event.as_deref().map(str::as_bytes));
+    add(Some(&delivery.received_at.as_millisecond().to_be_bytes()));
+    add(Some(delivery.sender.to_string().as_bytes()));
+    add(Some(delivery.method.as_str().as_bytes()));
+    add(Some(delivery.target.as_bytes()));
+    add(Some(&[u8::from(verification.verified)]));
+    add(Some(verification.scheme.as_bytes()));
+    add(verification.secret.as_deref().map(str::as_bytes));
+    add(verification.skew_seconds.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
+    add(Some(headers));
+    add(Some(body_digest));
+    let mut checksum = Checksum::default();
+    checksum.copy_from_slice(&digest.finalize()[..16]);
+    checksum
+}
+
+/// Lines as on the wire: a value has no line end in it, and is otherwise any bytes.
+fn encode_headers(headers: &HeaderMap) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for (name, value) in headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            lines.extend_from_slice(part);
+        }
+    }
+    lines
+}
+
+fn decode_headers(mut lines: &[u8]) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    while !lines.is_empty() {
+        let end = lines.windows(2).position(|pair| pair == b"\r\n")?;
+        let colon = lines[..end].windows(2).position(|pair| pair == b": ")?;
+        let name = HeaderName::from_bytes(&lines[..colon]).ok()?;
+        let value = HeaderValue::from_bytes(&lines[colon + 2..end]).ok()?;
+        headers.try_append(name, value).ok()?;
+        lines = &lines[end + 2..];
+    }
+    Some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(pairs: &[(&str, &[u8])], lines: &[u8]) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            let name: HeaderName = name.parse().unwrap();
+            headers.append(name, HeaderValue::from_bytes(value).unwrap());
+        }
+        assert_eq!(encode_headers(&headers), lines);
+        let decoded = decode_headers(lines).unwrap();
+        assert!(decoded.iter().eq(headers.iter()), "{decoded:?}");
+    }
+
+    #[test]
+    fn headers_survive_byte_for_byte_and_in_order() {
+        check(&[], b"");
+        check(&[("x-b", b"1"), ("x-a", b"\xff: \x80")], b"x-b: 1\r\nx-a: \xff: \x80\r\n");
+        check(&[("x-a", b""), ("x-a", b"2")], b"x-a: \r\nx-a: 2\r\n");
+    }
+
+    #[test]
+    fn torn_headers_are_not_guessed_at() {
+        for torn in [&b"x-a"[..], b"x-a: 1", b"x-a: 1\r", b"x a: 1\r\n", b"x-a: 1\r\n\r\n", b"x-a: \x00\r\n"]
+        {
+            assert!(decode_headers(torn).is_none(), "{torn:?}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Opens the database file: tells our file from others and from damage, brings older formats up to date, and sets how
+//! each connection works.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::OpenError;
+
+/// "CsGn": `file(1)` and our own check tell the database from any other by it.
+const APPLICATION_ID: i32 = 0x4373_476e;
+
+/// The format that this version writes.
+const FORMAT: u32 = 1;
+
+/// What leads from each format to the next, from an empty file (0) on.
+const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql")];
+
+/// For how long an operator's `sqlite3` may hold the write lock before a commit is refused: well below any ack deadline.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The writer's connection, to a database of the current format of which everything is known to be on disk.
+pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
+    let failed = |error| failure(file, error);
+    let mut connection = connect(file).map_err(failed)?;
+
+    let application: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed)?;
+    let format: u32 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    let tables: u32 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    let fresh = application == 0 && tables == 0;
+    if !fresh && application != APPLICATION_ID {
+        return Err(OpenError::Foreign { file: file.to_owned() });
+    }
+    if format > FORMAT {
+        return Err(OpenError::Newer { file: file.to_owned(), found: format, known: FORMAT });
+    }
+
+    configure(&connection).map_err(failed)?;
+    for (next, migration) in (1..).zip(MIGRATIONS).skip(format as usize) {
+        migrate(&mut connection, migration, next).map_err(failed)?;
+    }
+    verify_durable(&connection).map_err(failed)?;
+    Ok(connection)
+}
+
+/// A connection that only reads.
+pub(super) fn open_reader(file: &Path) -> Result<Connection, OpenError> {
+    let open = || {
+        let connection = connect(file)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    };
+    open().map_err(|error| failure(file, error))
+}
+
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Statement journals must not need space, which may be what has run out.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // The writer checkpoints by itself: SQLite would hide from us that an automatic checkpoint failed.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
+    connection.pragma_update(None, "cache_size", -(16 << 10))
+}
+
+fn migrate(connection: &mut Connection, migration: &str, format: u32) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(migration)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", format)?;
+    transaction.commit()
+}
+
+/// When the previous process ended after a failed fsync, the log may hold commits that the page cache shows and the
+/// disk has not got, and no later fsync of the log would tell. Copying them into the database writes them anew.
+fn verify_durable(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+}
+
+pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {
+    let file = PathBuf::from(file);
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Damaged { file, source: error }
+        }
+        _ => OpenError::Sqlite { file, source: error },
+    }
+}

@@ -1,0 +1,144 @@
+//! Retention, in small steps, so that deliveries are accepted in between. Pending and dead forwards keep their
+//! delivery whatever its age.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::writer::{Effects, Work};
+use crate::clock::Timestamp;
+use crate::id::Id;
+use crate::store::Swept;
+
+/// Rows that one step looks at.
+const ROWS_MAX: i64 = 500;
+/// Bytes of bodies that one step removes: SQLite reads each page of a body to free it.
+const BYTES_MAX: i64 = 16 << 20;
+
+/// One step of a sweep.
+pub(super) struct Sweep {
+    pub(super) now: Timestamp,
+    /// What was settled before may go.
+    pub(super) before: Timestamp,
+    pub(super) stage: Stage,
+}
+
+/// What a step looks at.
+#[derive(Clone)]
+pub(super) enum Stage {
+    /// Deliveries with settled forwards, from this one on: those that must stay are passed once, not at each step.
+    Settled(Option<Position>),
+    /// Deliveries that never had a forward.
+    Unrouted,
+    /// Expired claims.
+    Claims,
+}
+
+/// A place in the index of settled forwards.
+#[derive(Clone)]
+pub(super) struct Position {
+    settled_at: i64,
+    id: Id,
+    destination: String,
+}
+
+impl Work for Sweep {
+    /// What was removed, and the next stage while there is one.
+    type Output = (Swept, Option<Stage>);
+
+    fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<Self::Output> {
+        let before = self.before.as_millisecond();
+        match &self.stage {
+            Stage::Settled(after) => {
+                let (deliveries, last) = settled(transaction, before, after.as_ref())?;
+                let next = last.map_or(Stage::Unrouted, |last| Stage::Settled(Some(last)));
+                Ok((Swept { deliveries, claims: 0 }, Some(next)))
+            }
+            Stage::Unrouted => {
+                let deliveries = unrouted(transaction, before)?;
+                let next = if deliveries > 0 { Stage::Unrouted } else { Stage::Claims };
+                Ok((Swept { deliveries, claims: 0 }, Some(next)))
+            }
+            Stage::Claims => {
+                let claims = claims(transaction, self.now.as_millisecond())?;
+                Ok((Swept { deliveries: 0, claims }, (claims > 0).then_some(Stage::Claims)))
+            }
+        }
+    }
+}
+
+/// Removes deliveries; also returns the last row looked at, `None` when there were no more.
+fn settled(
+    transaction: &Transaction<'_>,
+    before: i64,
+    after: Option<&Position>,
+) -> rusqlite::Result<(u64, Option<Position>)> {
+    let mut select = transaction.prepare_cached(
+        "SELECT settled_at, delivery, destination FROM forward
+         WHERE (state = 'delivered' OR state = 'cancelled') AND settled_at < ?1
+             AND (settled_at, delivery, destination) > (?2, ?3, ?4)
+         ORDER BY settled_at, delivery, destination LIMIT ?5",
+    )?;
+    let start = Position { settled_at: i64::MIN, id: Id::from_bytes([0; 16]), destination: String::new() };
+    let Position { settled_at, id, destination } = after.unwrap_or(&start);
+    let rows =
+        select.query_map(params![before, settled_at, id.as_bytes(), destination, ROWS_MAX], |row| {
+            let id = Id::from_bytes(row.get(1)?);
+            Ok(Position { settled_at: row.get(0)?, id, destination: row.get(2)? })
+        })?;
+    // Read to the end first: a statement must not meet its own deletions.
+    let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+
+    let mut needed = transaction.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM forward WHERE delivery = ?1
+             AND (settled_at IS NULL OR settled_at >= ?2 OR state = 'dead'))",
+    )?;
+    let (mut deliveries, mut bytes) = (0, 0);
+    let mut last = None;
+    for row in rows {
+        if bytes >= BYTES_MAX {
+            break;
+        }
+        let needed: bool = needed.query_row(params![row.id.as_bytes(), before], |row| row.get(0))?;
+        if !needed && let Some(removed) = remove(transaction, row.id)? {
+            deliveries += 1;
+            bytes += removed;
+        }
+        last = Some(row);
+    }
+    Ok((deliveries, last))
+}
+
+fn unrouted(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64> {
+    let mut select = transaction.prepare_cached(
+        "SELECT id FROM delivery WHERE forwards = 0 AND received_at < ?1 ORDER BY received_at LIMIT ?2",
+    )?;
+    let ids = select.query_map([before, ROWS_MAX], |row| row.get(0).map(Id::from_bytes))?;
+    let ids = ids.collect::<rusqlite::Result<Vec<_>>>()?;
+    let (mut deliveries, mut bytes) = (0, 0);
+    for id in ids {
+        if bytes >= BYTES_MAX {
+            break;
+        }
+        if let Some(removed) = remove(transaction, id)? {
+            deliveries += 1;
+            bytes += removed;
+        }
+    }
+    Ok(deliveries)
+}
+
+fn claims(transaction: &Transaction<'_>, now: i64) -> rusqlite::Result<u64> {
+    let mut delete = transaction.prepare_cached(
+        "DELETE FROM claim WHERE key IN (SELECT key FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
+    )?;
+    Ok(delete.execute([now, ROWS_MAX])? as u64)
+}
+
+/// Removes a delivery with all that belongs to it; the size of its body, `None` when it was gone.
+fn remove(transaction: &Transaction<'_>, id: Id) -> rusqlite::Result<Option<i64>> {
+    let id = id.as_bytes();
+    transaction.prepare_cached("DELETE FROM attempt WHERE delivery = ?1")?.execute([id])?;
+    transaction.prepare_cached("DELETE FROM forward WHERE delivery = ?1")?.execute([id])?;
+    let mut delete =
+        transaction.prepare_cached("DELETE FROM delivery WHERE id = ?1 RETURNING length(body)")?;
+    delete.query_row([id], |row| row.get(0)).optional()
+}

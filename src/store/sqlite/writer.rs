@@ -1,0 +1,427 @@
+//! The one thread that writes. It takes what is queued into one transaction, so that however many are waiting pay for
+//! one fsync, and answers them when it is done. What a single piece of work does to the tables is not decided here.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::depths::{Change, Depths};
+use super::directory::Held;
+use super::health::Health;
+use crate::clock::Timestamp;
+use crate::id::Id;
+use crate::metrics::Metrics;
+use crate::store::{Lease, Outlet, Slot, StoreError};
+
+/// Work in one transaction. More would not save fsyncs worth mentioning, and the first would wait for the last.
+const WORK_MAX: usize = 512;
+/// Bytes in one transaction, for the same reason: the whole batch is written before anyone is answered.
+const BYTES_MAX: usize = 16 << 20;
+/// Pages in the log (4 KiB each) that are worth copying into the database.
+pub(super) const CHECKPOINT_PAGES: i64 = 2_000;
+
+/// One thing to do in a transaction.
+pub(super) trait Work: Send + 'static {
+    /// What the caller gets once it is durable.
+    type Output: Send;
+
+    /// Whether it takes new space, and so is what a full disk refuses first.
+    const ADDS: bool = false;
+
+    /// Bytes to be written, roughly.
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    /// Does it. May be done again after the transaction has failed and been rolled back.
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<Self::Output>;
+}
+
+/// What is to happen when the transaction is durable, and not at all when it fails.
+pub(super) struct Effects<'o> {
+    pub(super) outlet: &'o dyn Outlet,
+    pub(super) deliveries: u32,
+    pub(super) changes: Vec<Change>,
+    pub(super) dispatches: Vec<(Lease, Slot)>,
+    pub(super) wakes: BTreeSet<Arc<str>>,
+    /// Forwards that were set aside, and what is wrong with their rows.
+    pub(super) corrupt: Vec<(Id, Arc<str>, String)>,
+}
+
+impl Effects<'_> {
+    pub(super) fn pending(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Some((since, 1)), 0);
+    }
+
+    pub(super) fn settled(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Some((since, -1)), 0);
+    }
+
+    pub(super) fn died(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Some((since, -1)), 1);
+    }
+
+    pub(super) fn revived(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Some((since, 1)), -1);
+    }
+
+    fn change(&mut self, destination: &Arc<str>, pending: Option<(Timestamp, i8)>, dead: i8) {
+        self.changes.push(Change { destination: Arc::clone(destination), pending, dead });
+    }
+}
+
+/// Work in the queue, of whatever kind.
+pub(super) trait Queued: Send {
+    fn adds(&self) -> bool;
+    fn bytes(&self) -> usize;
+    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()>;
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Job<W: Work> {
+    work: W,
+    output: Option<W::Output>,
+    reply: oneshot::Sender<Result<W::Output, StoreError>>,
+}
+
+/// Where the answer to work comes.
+type Answer<W> = oneshot::Receiver<Result<<W as Work>::Output, StoreError>>;
+
+/// Makes `work` fit for the queue.
+pub(super) fn job<W: Work>(work: W) -> (Box<dyn Queued>, Answer<W>) {
+    let (reply, answer) = oneshot::channel();
+    (Box::new(Job { work, output: None, reply }), answer)
+}
+
+impl<W: Work> Queued for Job<W> {
+    fn adds(&self) -> bool {
+        W::ADDS
+    }
+
+    fn bytes(&self) -> usize {
+        self.work.bytes()
+    }
+
+    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()> {
+        self.output = Some(self.work.apply(transaction, effects)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let Self { output, reply, .. } = *self;
+        // A caller that has stopped waiting changes nothing: what was committed stays.
+        let _ = reply.send(outcome.and_then(|()| output.ok_or(StoreError::Closed)));
+    }
+}
+
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    pub(super) queue: mpsc::Receiver<Box<dyn Queued>>,
+    pub(super) outlet: Arc<dyn Outlet>,
+    pub(super) health: Arc<Health>,
+    pub(super) depths: Arc<Depths>,
+    pub(super) metrics: Metrics,
+    /// Pages in the log at which it is copied next.
+    pub(super) checkpoint_at: i64,
+    /// Given up last, when the database is closed.
+    pub(super) held: Held,
+    /// Keeps the watch over the file system going for as long as there is a writer.
+    pub(super) _watch: std::sync::mpsc::Sender<Infallible>,
+    /// Dropped when the thread ends, which is what `close` waits for.
+    pub(super) running: watch::Sender<()>,
+}
+
+impl Writer {
+    /// Works until every sender of the queue is gone and the queue is empty.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut bytes = first.bytes();
+            let mut batch = vec![first];
+            while batch.len() < WORK_MAX
+                && bytes < BYTES_MAX
+                && let Ok(next) = self.queue.try_recv()
+            {
+                bytes += next.bytes();
+                batch.push(next);
+            }
+            self.process(batch);
+        }
+        self.finish();
+    }
+
+    fn process(&mut self, mut batch: Vec<Box<dyn Queued>>) {
+        if let Some(latched) = self.health.latched() {
+            return answer(batch, &Err(latched));
+        }
+        let outlet = Arc::clone(&self.outlet);
+        let committed = catch_unwind(AssertUnwindSafe(|| self.commit(&mut batch, &*outlet)));
+        match committed.unwrap_or_else(|_| Err(self.health.latch("the writer panicked".to_owned()))) {
+            Ok(mut effects) => {
+                self.depths.apply(std::mem::take(&mut effects.changes));
+                answer(batch, &Ok(()));
+                if catch_unwind(AssertUnwindSafe(|| self.perform(effects))).is_err() {
+                    self.health.latch("the outlet panicked".to_owned());
+                }
+                self.checkpoint();
+            }
+            Err(StoreError::DiskFull) if batch.iter().any(|job| job.adds()) => {
+                // Deliveries that are stored already can still be settled and leased: that needs next to no space.
+                let (adding, others) = batch.into_iter().partition(|job| job.adds());
+                answer(adding, &Err(StoreError::DiskFull));
+                if !others.is_empty() {
+                    self.process(others);
+                }
+            }
+            Err(error) => answer(batch, &Err(error)),
+        }
+    }
+
+    fn commit<'o>(
+        &mut self,
+        batch: &mut [Box<dyn Queued>],
+        outlet: &'o dyn Outlet,
+    ) -> Result<Effects<'o>, StoreError> {
+        let started = Instant::now();
+        let mut effects = Effects {
+            outlet,
+            deliveries: 0,
+            changes: Vec::new(),
+            dispatches: Vec::new(),
+            wakes: BTreeSet::new(),
+            corrupt: Vec::new(),
+        };
+        let transact = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for job in batch {
+                job.apply(&transaction, &mut effects)?;
+            }
+            transaction.commit()
+        };
+        let outcome = transact();
+        self.metrics.store_commit_duration.observe(started.elapsed().as_secs_f64());
+        if let Err(error) = outcome {
+            return Err(self.judge(&error));
+        }
+        if effects.deliveries > 0 {
+            self.metrics.store_commit_deliveries.observe(effects.deliveries.into());
+        }
+        Ok(effects)
+    }
+
+    fn perform(&self, effects: Effects<'_>) {
+        for (id, destination, what) in effects.corrupt {
+            self.metrics.store_corrupt_rows.inc();
+            tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside as a dead letter");
+        }
+        for (lease, slot) in effects.dispatches {
+            self.outlet.dispatch(lease, slot);
+        }
+        for destination in effects.wakes {
+            self.outlet.wake(&destination);
+        }
+    }
+
+    /// Copies the log into the database when it has grown, after everyone has been answered.
+    fn checkpoint(&mut self) {
+        if self.health.latched().is_some() {
+            return;
+        }
+        // Answers how many pages are left to copy.
+        let pragma = |mode: &str| {
+            self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
+            })
+        };
+        let outcome = pragma("NOOP").and_then(|pages| {
+            if pages < self.checkpoint_at {
+                return Ok(None);
+            }
+            // Whether a reader is in the way or the disk is full: not again with every commit.
+            self.checkpoint_at = pages + CHECKPOINT_PAGES;
+            pragma("PASSIVE").map(Some)
+        });
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(left)) => self.checkpoint_at = left + CHECKPOINT_PAGES,
+            // Full and busy pass, and the log keeps what was not copied; anything else latches.
+            Err(error) => {
+                let error = self.judge(&error);
+                tracing::warn!(%error, "checkpoint failed");
+            }
+        }
+    }
+
+    /// What a failure means. After a failed write or fsync the page cache may differ from the disk for good, and
+    /// neither we nor SQLite can find out: the only safe thing is to stop, and to start over from the disk.
+    fn judge(&self, error: &rusqlite::Error) -> StoreError {
+        let failure = error.sqlite_error();
+        match failure.map(|failure| (failure.code, failure.extended_code)) {
+            // The shared-memory index holds nothing that must last, so that no room for it is only that.
+            Some((ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE))
+                if self.connection.is_autocommit() =>
+            {
+                StoreError::DiskFull
+            }
+            // Somebody holds the write lock: nothing of ours has been written.
+            Some((ErrorCode::DatabaseBusy, _)) if self.connection.is_autocommit() => StoreError::Busy,
+            _ => self.health.latch(error.to_string()),
+        }
+    }
+
+    fn finish(self) {
+        let Self { connection, health, held, running, .. } = self;
+        let closed = if health.latched().is_some() {
+            // Closing would copy the log by itself; that is left to the next start, which does it from the disk.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop)
+        } else {
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        if let Err(error) = closed.and_then(|()| connection.close().map_err(|(_, error)| error)) {
+            // Nothing is lost: the log is still there, and the next start copies it.
+            tracing::warn!(%error, "store not closed cleanly");
+        }
+        drop(held);
+        drop(running);
+    }
+}
+
+fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
+    for job in batch {
+        job.answer(outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{directory, schema};
+
+    /// Work that is one statement; one that is not SQL panics, as a bug of ours would.
+    struct Sql<const ADDS: bool>(&'static str);
+
+    impl<const ADDS: bool> Work for Sql<ADDS> {
+        type Output = usize;
+
+        const ADDS: bool = ADDS;
+
+        fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<usize> {
+            assert_ne!(self.0, "panic");
+            transaction.execute(self.0, [])
+        }
+    }
+
+    const GROW: &str = "INSERT INTO attempt VALUES (x'00', 'a', 1, 0, 0, 'x', NULL, hex(zeroblob(1000000)))";
+    const SMALL: &str = "UPDATE meter SET n = n + 1";
+
+    struct NoLanes;
+
+    impl Outlet for NoLanes {
+        fn reserve(&self, _: &str) -> Option<Slot> {
+            None
+        }
+        fn dispatch(&self, _: Lease, _: Slot) {}
+        fn wake(&self, _: &str) {}
+    }
+
+    fn writer(root: &tempfile::TempDir) -> Writer {
+        let connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        connection.execute_batch("CREATE TABLE meter (n); INSERT INTO meter VALUES (0)").unwrap();
+        Writer {
+            depths: Arc::new(Depths::load(&connection).unwrap()),
+            connection,
+            queue: mpsc::channel(1).1,
+            outlet: Arc::new(NoLanes),
+            health: Arc::new(Health::new(root.path().join("countersign.db"), 0)),
+            metrics: Metrics::new(),
+            checkpoint_at: CHECKPOINT_PAGES,
+            held: directory::hold(root.path()).unwrap(),
+            _watch: std::sync::mpsc::channel().0,
+            running: watch::channel(()).0,
+        }
+    }
+
+    /// Processes the statements in one batch, those with `true` as adding ones, and returns the answers.
+    fn process(writer: &mut Writer, work: &[(&'static str, bool)]) -> Vec<Result<usize, StoreError>> {
+        let jobs =
+            work.iter().map(|(sql, adds)| if *adds { job(Sql::<true>(sql)) } else { job(Sql::<false>(sql)) });
+        let (batch, answers): (Vec<_>, Vec<_>) = jobs.unzip();
+        writer.process(batch);
+        answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect()
+    }
+
+    fn metered(writer: &Writer) -> i64 {
+        writer.connection.query_row("SELECT n FROM meter", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_batch_is_one_commit() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        assert_eq!(process(&mut writer, &[(SMALL, true); 10]), vec![Ok(1); 10]);
+        assert_eq!(metered(&writer), 10);
+        assert_eq!(writer.metrics.store_commit_duration.get_sample_count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_refuses_what_adds_and_does_the_rest() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let pages: i64 = writer.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        let limit = |writer: &Writer, pages: i64| {
+            writer.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        };
+        limit(&writer, pages + 10);
+        let answers = process(&mut writer, &[(SMALL, false), (GROW, true), (SMALL, false), (SMALL, true)]);
+        assert_eq!(answers, [Ok(1), Err(StoreError::DiskFull), Ok(1), Err(StoreError::DiskFull)]);
+        assert_eq!(metered(&writer), 2);
+        assert_eq!(writer.health.latched(), None);
+
+        limit(&writer, pages + 10_000);
+        assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)], "it passes by itself");
+    }
+
+    #[test]
+    fn a_failure_undoes_its_batch_and_ends_the_writing() {
+        for broken in ["INSERT INTO nowhere VALUES (1)", "panic"] {
+            let root = tempfile::tempdir().unwrap();
+            let mut writer = writer(&root);
+            let answers = process(&mut writer, &[(SMALL, false), (broken, false), (SMALL, true)]);
+            let latched = writer.health.latched().unwrap();
+            assert_eq!(answers, vec![Err(latched.clone()); 3]);
+            assert_eq!(process(&mut writer, &[(SMALL, false)]), [Err(latched)]);
+            assert_eq!(metered(&writer), 0);
+        }
+    }
+
+    #[test]
+    fn a_lock_held_by_somebody_else_passes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let other = Connection::open(root.path().join("countersign.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert_eq!(process(&mut writer, &[(SMALL, false)]), [Err(StoreError::Busy)]);
+        other.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(process(&mut writer, &[(SMALL, false)]), [Ok(1)]);
+    }
+
+    #[test]
+    fn the_log_is_copied_before_it_grows_without_end() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        for _ in 0..40 {
+            assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)]);
+        }
+        let log = root.path().join("countersign.db-wal").metadata().unwrap().len();
+        assert!(log < 4 * 4_096 * CHECKPOINT_PAGES.unsigned_abs(), "{log} bytes after 80 MB");
+    }
+}

@@ -1,0 +1,367 @@
+//! Checks one request against one scheme and its secrets, in the order that costs least: what the head tells, then
+//! the signature over the raw bytes, then freshness, then the delivery id.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::locate::Request;
+use super::mac::{Key, long_enough};
+use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use super::window::Window;
+use super::{Coverage, KeyError, NamedSecret, Refusal};
+use crate::clock::Timestamp;
+use crate::secret::Secret;
+
+/// A sender that rotates its secrets sends a few; each is decoded and compared.
+const SIGNATURES_MAX: usize = 16;
+/// Ids are UUIDs or short texts; they are stored, indexed, and sent on in a header.
+const ID_BYTES_MAX: usize = 256;
+/// The limit that other receivers set for an id that stands among other signed parts.
+const SIGNED_ID_BYTES_MAX: usize = 128;
+/// Event types are stored and sent on in a header, too.
+const EVENT_BYTES_MAX: usize = 256;
+const BEARER: &[u8] = b"Bearer ";
+
+/// A scheme with its secrets.
+#[derive(Debug)]
+pub(super) struct Checker {
+    scheme: Scheme,
+    coverage: Coverage,
+    secrets: Vec<HeldSecret>,
+    window: Window,
+}
+
+/// What a request that passed has proven.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub(super) secret: Arc<str>,
+    pub(super) skew_seconds: Option<i64>,
+    pub(super) delivery_id: Option<String>,
+    pub(super) event: Option<String>,
+    /// Of exactly the signed bytes, where delivery id or timestamp are not among them.
+    pub(super) signed_digest: Option<[u8; 32]>,
+}
+
+/// What a request puts forward: well-formed, not yet believed.
+struct Evidence<'a> {
+    claim: Claim<'a>,
+    timestamp: Option<(String, Timestamp)>,
+    /// Looked up only where the template needs it.
+    signed_id: Option<String>,
+}
+
+enum Claim<'a> {
+    Token(Cow<'a, [u8]>),
+    Signatures(&'a SignatureRule, Vec<Vec<u8>>),
+}
+
+impl Checker {
+    /// Decodes the secrets; an error per secret that cannot be used, by its index.
+    pub(super) fn new(
+        scheme: Scheme,
+        secrets: Vec<NamedSecret>,
+        window: Window,
+    ) -> Result<Self, Vec<(usize, KeyError)>> {
+        let mut held = Vec::with_capacity(secrets.len());
+        let mut errors = Vec::new();
+        for (index, secret) in secrets.into_iter().enumerate() {
+            match HeldSecret::new(&scheme.auth, secret) {
+                Ok(secret) => held.push(secret),
+                Err(error) => errors.push((index, error)),
+            }
+        }
+        let coverage = scheme.coverage();
+        if errors.is_empty() { Ok(Self { scheme, coverage, secrets: held, window }) } else { Err(errors) }
+    }
+
+    pub(super) fn coverage(&self) -> Coverage {
+        self.coverage
+    }
+
+    pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.secrets.iter().map(|secret| &secret.name)
+    }
+
+    /// Refuses what the head of `request` shows to be hopeless.
+    pub(super) fn precheck(&self, request: &Request<'_>, now: Timestamp) -> Result<(), Refusal> {
+        let evidence = self.evidence(request)?;
+        match &evidence.claim {
+            Claim::Token(token) => drop(self.match_token(token, now)?),
+            Claim::Signatures(..) => drop(self.active(now).next().ok_or(Refusal::NoActiveSecret)?),
+        }
+        self.check_freshness(&evidence, now)
+    }
+
+    /// Checks a request whose last byte had been read at `now`.
+    pub(super) fn check(&self, request: &Request<'_>, now: Timestamp) -> Result<Proof, Refusal> {
+        let evidence = self.evidence(request)?;
+        let timestamp = evidence.timestamp.as_ref();
+        let (secret, pieces) = match &evidence.claim {
+            Claim::Token(token) => (self.match_token(token, now)?, None),
+            Claim::Signatures(rule, signatures) => {
+                let timestamp = timestamp.map(|(text, _)| text.as_str());
+                let pieces = rule.signed.pieces(request, timestamp, evidence.signed_id.as_deref())?;
+                (self.match_signature(rule, signatures, &pieces, now)?, Some(pieces))
+            }
+        };
+        self.check_freshness(&evidence, now)?;
+        let delivery_id = match &evidence.signed_id {
+            Some(id) => Some(id.clone()),
+            None => self.delivery_id(request)?,
+        };
+        let all_covered = self.coverage.timestamp && self.coverage.id && delivery_id.is_some();
+        Ok(Proof {
+            secret,
+            skew_seconds: timestamp.map(|(_, at)| now.as_second() - at.as_second()),
+            delivery_id,
+            event: self.event(request)?,
+            signed_digest: pieces.filter(|_| !all_covered).map(|pieces| digest(&pieces)),
+        })
+    }
+
+    /// The delivery id, as far as the request has one that can be used.
+    pub(super) fn delivery_id(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
+        let Some(id) = request.find_first(&self.scheme.delivery_id)? else { return Ok(None) };
+        let id = text(id, ID_BYTES_MAX).ok_or(Refusal::IdMalformed)?;
+        Ok(Some(id))
+    }
+
+    /// The event type. One that cannot be used is none: the delivery is genuine, and it is not lost for it.
+    pub(super) fn event(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
+        Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(event, EVENT_BYTES_MAX)))
+    }
+
+    fn evidence<'a>(&'a self, request: &Request<'a>) -> Result<Evidence<'a>, Refusal> {
+        for (at, expected) in &self.scheme.require {
+            let later = request.may_follow(std::slice::from_ref(at));
+            if request.find(at)?.is_none_or(|value| *value != *expected.as_bytes()) && !later {
+                return Err(Refusal::ValueMismatch);
+            }
+        }
+        let (claim, beside) = match &self.scheme.auth {
+            Auth::Token(header) => {
+                let token = request.find_header(header)?.ok_or(Refusal::TokenMissing)?;
+                (Claim::Token(Cow::Borrowed(token)), None)
+            }
+            Auth::Signature(rule) => {
+                let (signatures, beside) = signatures(rule, request)?;
+                (Claim::Signatures(rule, signatures), beside)
+            }
+        };
+        Ok(Evidence {
+            claim,
+            timestamp: self.timestamp(request, beside)?,
+            signed_id: self.signed_id(request)?,
+        })
+    }
+
+    /// The timestamp, from `beside` the signature or from its own place. Only a signed one must be there: whoever
+    /// could leave out an unsigned one could as well write a fresh one.
+    fn timestamp(
+        &self,
+        request: &Request<'_>,
+        beside: Option<String>,
+    ) -> Result<Option<(String, Timestamp)>, Refusal> {
+        let Some(rule) = &self.scheme.timestamp else { return Ok(None) };
+        let (found, may_follow) = match &rule.at {
+            TimestampPlace::Signature => {
+                (beside, request.body.is_none() && self.signature_may_follow(request))
+            }
+            TimestampPlace::At(locator) => {
+                let bytes = request.find(locator)?.map(Cow::into_owned);
+                let text =
+                    bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| Refusal::TimestampMalformed));
+                (text.transpose()?, request.may_follow(std::slice::from_ref(locator)))
+            }
+        };
+        match found {
+            Some(text) => {
+                let at = rule.unit.parse(&text).ok_or(Refusal::TimestampMalformed)?;
+                Ok(Some((text, at)))
+            }
+            None if self.coverage.timestamp && !may_follow => Err(Refusal::TimestampMissing),
+            None => Ok(None),
+        }
+    }
+
+    fn signature_may_follow(&self, request: &Request<'_>) -> bool {
+        matches!(&self.scheme.auth, Auth::Signature(rule) if request.may_follow(&rule.from))
+    }
+
+    /// The delivery id that the template signs, if it does.
+    fn signed_id(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
+        if !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.signed.has_id()) {
+            return Ok(None);
+        }
+        match self.delivery_id(request)? {
+            Some(id) if is_unambiguous(&id) => Ok(Some(id)),
+            Some(_) => Err(Refusal::IdMalformed),
+            None if request.may_follow(&self.scheme.delivery_id) => Ok(None),
+            None => Err(Refusal::IdMissing),
+        }
+    }
+
+    fn check_freshness(&self, evidence: &Evidence<'_>, now: Timestamp) -> Result<(), Refusal> {
+        match (&evidence.timestamp, &self.scheme.timestamp) {
+            (Some((_, at)), Some(rule)) => self.window.check(*at, now, rule.unit),
+            (None, _) | (_, None) => Ok(()),
+        }
+    }
+
+    fn active(&self, now: Timestamp) -> impl Iterator<Item = &HeldSecret> {
+        self.secrets.iter().filter(move |secret| {
+            secret.not_before.is_none_or(|from| from <= now) && secret.not_after.is_none_or(|to| now <= to)
+        })
+    }
+
+    /// The active secret that makes one of `signatures`. Which byte of a signature is wrong changes nothing about
+    /// how long this takes.
+    fn match_signature(
+        &self,
+        rule: &SignatureRule,
+        signatures: &[Vec<u8>],
+        pieces: &[Cow<'_, [u8]>],
+        now: Timestamp,
+    ) -> Result<Arc<str>, Refusal> {
+        let makes_one = |key: &Key| {
+            let expected = rule.algorithm.mac(key, pieces);
+            signatures.iter().any(|signature| bool::from(expected.ct_eq(signature)))
+        };
+        self.match_secret(now, Refusal::SignatureMismatch, |credential| match credential {
+            Credential::Key(key) => makes_one(key),
+            Credential::Token(_) => false,
+        })
+    }
+
+    fn match_token(&self, presented: &[u8], now: Timestamp) -> Result<Arc<str>, Refusal> {
+        self.match_secret(now, Refusal::TokenMismatch, |credential| match credential {
+            Credential::Token(token) => token.matches(presented),
+            Credential::Key(_) => false,
+        })
+    }
+
+    fn match_secret(
+        &self,
+        now: Timestamp,
+        mismatch: Refusal,
+        matches: impl Fn(&Credential) -> bool,
+    ) -> Result<Arc<str>, Refusal> {
+        let mut refusal = Refusal::NoActiveSecret;
+        for secret in self.active(now) {
+            if matches(&secret.credential) {
+                return Ok(Arc::clone(&secret.name));
+            }
+            refusal = mismatch;
+        }
+        Err(refusal)
+    }
+}
+
+/// The signatures that could be decoded, and the timestamp beside them.
+fn signatures(
+    rule: &SignatureRule,
+    request: &Request<'_>,
+) -> Result<(Vec<Vec<u8>>, Option<String>), Refusal> {
+    let (mut present, mut count) = (false, 0);
+    let mut decoded = Vec::new();
+    let mut timestamp: Option<String> = None;
+    for place in &rule.from {
+        let Some(value) = request.find(place)? else { continue };
+        present = true;
+        let text = std::str::from_utf8(&value).map_err(|_| Refusal::SignatureMalformed)?;
+        let parsed = rule.grammar.parse(text).map_err(|_two| Refusal::DuplicateValue)?;
+        if let Some(beside) = parsed.timestamp
+            && timestamp.replace(beside.to_owned()).is_some()
+        {
+            return Err(Refusal::DuplicateValue);
+        }
+        count += parsed.signatures.len();
+        if count > SIGNATURES_MAX {
+            return Err(Refusal::TooManySignatures);
+        }
+        let strict = parsed.signatures.iter().filter_map(|signature| rule.encoding.decode(signature));
+        decoded.extend(strict.filter(|signature| signature.len() == rule.algorithm.mac_bytes()));
+    }
+    match (decoded.is_empty(), present) {
+        (true, _) if request.may_follow(&rule.from) => Ok((decoded, timestamp)),
+        (true, true) => Err(Refusal::SignatureMalformed),
+        (true, false) => Err(Refusal::SignatureMissing),
+        (false, _) => Ok((decoded, timestamp)),
+    }
+}
+
+/// Whether `id` can stand beside other signed parts, because no byte of it could be taken for a separator or a part
+/// of its neighbour.
+pub(super) fn is_unambiguous(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte);
+    id.len() <= SIGNED_ID_BYTES_MAX && id.bytes().all(allowed)
+}
+
+/// Text that can be stored and sent on in a header.
+fn text(bytes: Cow<'_, [u8]>, bytes_max: usize) -> Option<String> {
+    let text = String::from_utf8(bytes.into_owned()).ok()?;
+    (text.len() <= bytes_max && !text.chars().any(char::is_control)).then_some(text)
+}
+
+fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for piece in pieces {
+        digest.update(piece);
+    }
+    digest.finalize().into()
+}
+
+#[derive(Debug)]
+struct HeldSecret {
+    name: Arc<str>,
+    credential: Credential,
+    not_before: Option<Timestamp>,
+    not_after: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+enum Credential {
+    Key(Key),
+    Token(Token),
+}
+
+impl HeldSecret {
+    fn new(auth: &Auth, secret: NamedSecret) -> Result<Self, KeyError> {
+        let credential = match auth {
+            Auth::Token(_) => Credential::Token(Token::new(&secret.secret)?),
+            Auth::Signature(rule) => Credential::Key(Key::new(&rule.key, &secret.secret)?),
+        };
+        let NamedSecret { name, not_before, not_after, .. } = secret;
+        Ok(Self { name, credential, not_before, not_after })
+    }
+}
+
+/// A secret that is presented as it is. Digests are compared, so that not even its length shows in the time taken.
+struct Token {
+    digest: [u8; 32],
+    /// Then the secret is the header's whole value, and without it `Bearer ` may stand in front.
+    has_bearer: bool,
+}
+
+impl Token {
+    fn new(secret: &Secret) -> Result<Self, KeyError> {
+        let text = secret.expose();
+        long_enough(text.strip_prefix(BEARER).unwrap_or(text))?;
+        Ok(Self { digest: Sha256::digest(text).into(), has_bearer: text.starts_with(BEARER) })
+    }
+
+    fn matches(&self, presented: &[u8]) -> bool {
+        let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
+        Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}

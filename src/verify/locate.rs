@@ -1,0 +1,349 @@
+//! Where in a request a value is: `header:NAME`, `query:NAME`, `json:/pointer`, `form:NAME`. A value is found as the
+//! bytes that were received; a value that is there twice is refused, since a backend might read the other one. JSON
+//! is scanned without building a tree, so that no body takes more memory than it has bytes.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use percent_encoding::percent_decode;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::Refusal;
+
+/// A place in a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Locator {
+    Header(HeaderName),
+    Query(String),
+    Json(Pointer),
+    Form(String),
+}
+
+impl Locator {
+    pub(super) const HELP: &str =
+        "`header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`, such as `header:X-Acme-Delivery`";
+
+    /// Whether it can only be looked up when the body has been read.
+    pub(super) fn needs_body(&self) -> bool {
+        match self {
+            Self::Header(_) | Self::Query(_) => false,
+            Self::Json(_) | Self::Form(_) => true,
+        }
+    }
+}
+
+/// Why a text is not a locator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LocatorError {
+    #[error("it does not say where to look")]
+    Kind,
+    #[error("the name is empty or not possible there")]
+    Name,
+    #[error("a JSON pointer begins with a slash")]
+    Pointer,
+}
+
+impl FromStr for Locator {
+    type Err = LocatorError;
+
+    fn from_str(text: &str) -> Result<Self, LocatorError> {
+        let (kind, name) = text.split_once(':').ok_or(LocatorError::Kind)?;
+        let named = || if name.is_empty() { Err(LocatorError::Name) } else { Ok(name.to_owned()) };
+        match kind {
+            "header" => name.parse().map(Self::Header).map_err(|_| LocatorError::Name),
+            "query" => named().map(Self::Query),
+            "form" => named().map(Self::Form),
+            "json" => Pointer::parse(name).map(Self::Json).ok_or(LocatorError::Pointer),
+            _ => Err(LocatorError::Kind),
+        }
+    }
+}
+
+/// A JSON pointer (RFC 6901) to a text or a whole number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pointer {
+    text: String,
+    steps: Vec<String>,
+}
+
+impl Pointer {
+    fn parse(text: &str) -> Option<Self> {
+        let steps = text.strip_prefix('/')?.split('/');
+        let steps = steps.map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
+        Some(Self { text: text.to_owned(), steps })
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The text or whole number there; `None` when the body is not JSON, or has nothing or something else there.
+    /// Of a key that is there twice the last one counts, as it does for nearly every backend's parser.
+    fn find(&self, body: &[u8]) -> Option<String> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let found = Step(&self.steps).deserialize(&mut json).ok()?;
+        json.end().ok()?;
+        found
+    }
+}
+
+/// What is left of a pointer at some depth of the document.
+struct Step<'p>(&'p [String]);
+
+impl<'de> DeserializeSeed<'de> for Step<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Step<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match self.0 {
+                [step, rest @ ..] if *step == key => found = map.next_value_seed(Step(rest))?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        let wanted = self.0.split_first().and_then(|(step, rest)| Some((step.parse::<usize>().ok()?, rest)));
+        for index in 0usize.. {
+            match wanted {
+                Some((step, rest)) if step == index => match list.next_element_seed(Step(rest))? {
+                    Some(element) => found = element,
+                    None => break,
+                },
+                _ => {
+                    if list.next_element::<IgnoredAny>()?.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(self.0.is_empty().then(|| text.to_owned()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(self.0.is_empty().then(|| number.to_string()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(self.0.is_empty().then(|| number.to_string()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+/// A request in which values are looked up: received, or about to be signed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) method: &'a Method,
+    /// What stands before `target` in the URL that the provider was told; empty when it is not known.
+    pub(super) base_url: &'a str,
+    /// Path and query.
+    pub(super) target: &'a str,
+    pub(super) headers: &'a HeaderMap,
+    /// `None` while it has not been read.
+    pub(super) body: Option<&'a [u8]>,
+}
+
+impl<'a> Request<'a> {
+    /// The value at `locator`; `None` when it is absent, empty, or in a body that has not been read.
+    pub(super) fn find(&self, locator: &Locator) -> Result<Option<Cow<'a, [u8]>>, Refusal> {
+        let value = match locator {
+            Locator::Header(name) => self.find_header(name)?.map(Cow::Borrowed),
+            Locator::Query(name) => {
+                let query = self.target.split_once('?').map_or("", |(_, query)| query);
+                field(query.as_bytes(), name)?
+            }
+            Locator::Form(name) => field(self.body.unwrap_or_default(), name)?,
+            Locator::Json(pointer) => {
+                self.body.and_then(|body| pointer.find(body)).map(|text| Cow::Owned(text.into_bytes()))
+            }
+        };
+        Ok(value.filter(|value| !value.is_empty()))
+    }
+
+    /// The value of a header that must be single; `None` when it is absent or empty. Its twin with `_` for `-` counts
+    /// as a second one: CGI-like backends cannot tell them apart.
+    pub(super) fn find_header(&self, name: &HeaderName) -> Result<Option<&'a [u8]>, Refusal> {
+        let is_twin = |other: &HeaderName| {
+            other != name && other.as_str().bytes().map(dashed).eq(name.as_str().bytes().map(dashed))
+        };
+        let mut values = self.headers.get_all(name).iter();
+        let first = values.next();
+        if values.next().is_some() || self.headers.keys().any(is_twin) {
+            return Err(Refusal::DuplicateValue);
+        }
+        Ok(first.map(HeaderValue::as_bytes).filter(|value| !value.is_empty()))
+    }
+
+    /// The value at the first of `locators` that has one.
+    pub(super) fn find_first(&self, locators: &[Locator]) -> Result<Option<Cow<'a, [u8]>>, Refusal> {
+        for locator in locators {
+            if let Some(value) = self.find(locator)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether what is absent now may still come with the body.
+    pub(super) fn may_follow(&self, locators: &[Locator]) -> bool {
+        self.body.is_none() && locators.iter().any(Locator::needs_body)
+    }
+
+    /// Path without query.
+    pub(super) fn path(&self) -> &'a str {
+        self.target.split_once('?').map_or(self.target, |(path, _)| path)
+    }
+}
+
+fn dashed(byte: u8) -> u8 {
+    if byte == b'_' { b'-' } else { byte }
+}
+
+/// A field of `application/x-www-form-urlencoded` text that must be single.
+fn field<'a>(form: &'a [u8], name: &str) -> Result<Option<Cow<'a, [u8]>>, Refusal> {
+    let mut found = None;
+    for pair in form.split(|byte| *byte == b'&') {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        let (key, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+        if decoded(key).as_ref() == name.as_bytes() && found.replace(decoded(value)).is_some() {
+            return Err(Refusal::DuplicateValue);
+        }
+    }
+    Ok(found)
+}
+
+fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'+') {
+        return percent_decode(text).into();
+    }
+    let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    Cow::Owned(percent_decode(&spaced).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(
+        headers: &[(&'static str, &'static str)],
+        target: &str,
+        body: &[u8],
+        at: &str,
+    ) -> Result<Option<String>, Refusal> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        let request =
+            Request { method: &Method::POST, base_url: "", target, headers: &map, body: Some(body) };
+        let found = request.find(&at.parse().unwrap())?;
+        Ok(found.map(|value| String::from_utf8(value.into_owned()).unwrap()))
+    }
+
+    #[test]
+    fn json_values_are_found_by_pointer() {
+        let found = |body: &str, at: &str| check(&[], "/", body.as_bytes(), &format!("json:{at}")).unwrap();
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(found(r#"{"a":1,"id":"x"}"#, "/id"), text("x"));
+        assert_eq!(found(r#"{"id":42}"#, "/id"), text("42"));
+        assert_eq!(found(r#"{"id":-42}"#, "/id"), text("-42"));
+        assert_eq!(found(r#"{"a":{"b":["x",{"c":"deep"}]}}"#, "/a/b/1/c"), text("deep"));
+        assert_eq!(found(r#"{"a/b":{"~":"escaped"}}"#, "/a~1b/~0"), text("escaped"));
+        assert_eq!(found(r#"{"id":"a\u0062"}"#, "/id"), text("ab"));
+        assert_eq!(found(r#"{"id":"first","id":"last"}"#, "/id"), text("last"));
+        for nothing in [
+            r#"{"id":""}"#,
+            r#"{"id":null}"#,
+            r#"{"id":1.5}"#,
+            r#"{"id":true}"#,
+            r#"{"id":{"id":"x"}}"#,
+            r#"{"id":["x"]}"#,
+            r#"{"id":"x""#,
+            r#"{"id":"x"} trailing"#,
+            r#"[1,2]"#,
+            r#""id""#,
+            "not json",
+            "",
+        ] {
+            assert_eq!(found(nothing, "/id"), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn hostile_json_costs_no_more_than_its_bytes() {
+        let deep = [vec![b'['; 200_000], vec![b']'; 200_000]].concat();
+        assert_eq!(check(&[], "/", &deep, "json:/id"), Ok(None));
+        let mut nested = br#"{"x":"#.to_vec();
+        nested.extend_from_slice(&deep);
+        nested.extend_from_slice(br#","id":"found"}"#);
+        assert_eq!(check(&[], "/", &nested, "json:/id"), Ok(Some("found".into())));
+        let long_number = format!(r#"{{"id":{}}}"#, "9".repeat(1_000_000));
+        assert_eq!(check(&[], "/", long_number.as_bytes(), "json:/id"), Ok(None));
+    }
+
+    #[test]
+    fn headers_must_be_single_under_any_spelling() {
+        let find = |headers: &[(&'static str, &'static str)]| check(headers, "/", b"", "header:X-Acme-Id");
+        assert_eq!(find(&[("x-acme-id", "1")]), Ok(Some("1".into())));
+        assert_eq!(find(&[("x-acme-id", "")]), Ok(None));
+        assert_eq!(find(&[("x-acme", "1")]), Ok(None));
+        assert_eq!(find(&[("x-acme-id", "1"), ("x-acme-id", "1")]), Err(Refusal::DuplicateValue));
+        assert_eq!(find(&[("x-acme-id", "1"), ("x_acme_id", "2")]), Err(Refusal::DuplicateValue));
+        assert_eq!(find(&[("x-acme_id", "2")]), Err(Refusal::DuplicateValue));
+    }
+
+    #[test]
+    fn query_and_form_fields_are_decoded_and_single() {
+        let query = |target: &str| check(&[], target, b"", "query:s g");
+        assert_eq!(query("/p?a=1&s+g=x%2By+z"), Ok(Some("x+y z".into())));
+        assert_eq!(query("/p?s%20g=1&s+g=2"), Err(Refusal::DuplicateValue));
+        assert_eq!(query("/p?s+g"), Ok(None));
+        assert_eq!(query("/p"), Ok(None));
+        assert_eq!(check(&[], "/p?payload=no", b"payload=%7B%7D&x=1", "form:payload"), Ok(Some("{}".into())));
+    }
+
+    #[test]
+    fn a_text_that_is_no_place_is_refused() {
+        let check = |text: &str, error| assert_eq!(text.parse::<Locator>(), Err(error), "{text}");
+        check("X-Acme", LocatorError::Kind);
+        check("cookie:x", LocatorError::Kind);
+        check("header:", LocatorError::Name);
+        check("header:a b", LocatorError::Name);
+        check("query:", LocatorError::Name);
+        check("json:id", LocatorError::Pointer);
+    }
+}

@@ -1,0 +1,447 @@
+//! Reads a scheme from its table. What belongs to the model but is still to come (JWT, public keys, body digests,
+//! handshakes) is refused by name, never ignored.
+
+use http::HeaderName;
+
+use super::{Auth, Scheme, SignatureRule, TimestampPlace, TimestampRule};
+use crate::reader::{Table, Value};
+use crate::verify::grammar::Grammar;
+use crate::verify::locate::Locator;
+use crate::verify::mac::{Algorithm, Encoding, KeyEncoding, KeyRule};
+use crate::verify::template::Template;
+use crate::verify::window::Unit;
+
+impl Scheme {
+    /// Reads the keys of `[source.scheme]`, which are also those of a preset. Every problem is reported; `None` when
+    /// there was one that leaves no scheme.
+    pub fn read(table: &Table<'_>) -> Option<Self> {
+        let mut available = true;
+        for key in ["body_digest", "handshake", "jwt"] {
+            if let Some(value) = table.get(key) {
+                not_available(&value, key);
+                available = false;
+            }
+        }
+        let auth = table.require("auth", "one of \"signature\", \"token\"").and_then(|value| {
+            match value.text()? {
+                "signature" => read_signature(table).map(Auth::Signature),
+                "token" => read_token(table).map(Auth::Token),
+                other @ ("jwt" | "code") => {
+                    not_available(&value, other);
+                    None
+                }
+                other => {
+                    value.wrong(format!("`{other}` is not a choice here"), "one of \"signature\", \"token\"");
+                    None
+                }
+            }
+        });
+        if auth.is_none() {
+            // Known keys of some scheme, so that one mistake is not reported five times.
+            for key in ["signature", "key", "signed", "token"] {
+                drop(table.get(key));
+            }
+        }
+        let timestamp = table.get("timestamp").map(|value| read_timestamp(&value));
+        let delivery_id = table.get("delivery_id").map_or(Some(Vec::new()), |value| locators(&value));
+        let event = table.get("event").map_or(Some(Vec::new()), |value| locators(&value));
+        let require = table.get("require").map_or(Some(Vec::new()), |value| read_require(&value));
+        let scheme = Self {
+            auth: auth?,
+            timestamp: match timestamp {
+                Some(rule) => Some(rule?),
+                None => None,
+            },
+            delivery_id: delivery_id?,
+            event: event?,
+            require: require?,
+        };
+        (scheme.agrees(table) && available).then_some(scheme)
+    }
+
+    /// Whether the fields fit each other.
+    fn agrees(&self, table: &Table<'_>) -> bool {
+        let Auth::Signature(rule) = &self.auth else { return true };
+        let beside = matches!(self.timestamp, Some(TimestampRule { at: TimestampPlace::Signature, .. }));
+        let mistakes = [
+            (
+                beside != rule.grammar.has_timestamp(),
+                "the timestamp's place and the signature's grammar disagree",
+                "`timestamp = { at = \"signature\", … }` goes with a grammar that names the timestamp, and only with it",
+            ),
+            (
+                rule.signed.has_timestamp() && self.timestamp.is_none(),
+                "`{timestamp}` is signed, but `timestamp` does not say where it is",
+                "add `timestamp = { at = \"header:…\", unit = \"s\" }`",
+            ),
+            (
+                beside && !rule.signed.has_timestamp(),
+                "the timestamp beside the signature is not signed",
+                "add {timestamp} to `signed`, or drop `timestamp` here and in the grammar",
+            ),
+            (
+                rule.signed.has_id() && self.delivery_id.is_empty(),
+                "`{id}` is signed, but `delivery_id` does not say where it is",
+                "add `delivery_id = [\"header:…\"]`",
+            ),
+        ];
+        for (_, message, help) in mistakes.iter().filter(|(wrong, ..)| *wrong) {
+            table.wrong(*message, *help);
+        }
+        if !rule.signed.has_body() {
+            table.doubtful(
+                "`signed` does not cover the body",
+                "with {body} in it the content would be proven, not only the sender",
+            );
+        }
+        mistakes.iter().all(|(wrong, ..)| !wrong)
+    }
+}
+
+fn read_token(table: &Table<'_>) -> Option<HeaderName> {
+    const HELP: &str = "`token = { header = \"NAME\" }`";
+    let token = table.require("token", HELP)?.table(HELP)?;
+    token.require("header", "a header name")?.parse(str::parse, "a header name")
+}
+
+fn read_signature(table: &Table<'_>) -> Option<SignatureRule> {
+    const HELP: &str = "a table with `from`, `grammar`, `algorithm` and `encoding`";
+    let key = table.get("key").map_or(Some(KeyRule::default()), |value| read_key(&value));
+    let signed = table
+        .require("signed", Template::HELP)
+        .and_then(|value| value.parse(Template::parse, Template::HELP));
+    let signature = table.require("signature", HELP)?.table(HELP)?;
+    let from = signature.require("from", "a list of places").and_then(|value| {
+        let from = locators(&value)?;
+        if from.is_empty() {
+            value.wrong("no place is named", Locator::HELP);
+            return None;
+        }
+        Some(from)
+    });
+    let grammar = signature.get("grammar").map_or(Some(Grammar::Whole), |value| read_grammar(&value));
+    let algorithm = signature.require("algorithm", ALGORITHMS).and_then(|value| read_algorithm(&value));
+    let encoding = signature.require("encoding", ENCODINGS).and_then(|value| {
+        value.one_of(&[
+            ("hex", Encoding::Hex),
+            ("base64", Encoding::Base64),
+            ("base64url", Encoding::Base64Url),
+        ])
+    });
+    Some(SignatureRule {
+        from: from?,
+        grammar: grammar?,
+        algorithm: algorithm?,
+        encoding: encoding?,
+        key: key?,
+        signed: signed?,
+    })
+}
+
+const ALGORITHMS: &str = "one of \"hmac-sha256\", \"hmac-sha512\", \"hmac-sha1\"";
+const ENCODINGS: &str = "one of \"hex\", \"base64\", \"base64url\"";
+
+fn read_algorithm(value: &Value<'_>) -> Option<Algorithm> {
+    match value.text()? {
+        "hmac-sha1" => return Some(Algorithm::HmacSha1),
+        "hmac-sha256" => return Some(Algorithm::HmacSha256),
+        "hmac-sha512" => return Some(Algorithm::HmacSha512),
+        later @ ("digest-sha1" | "digest-sha256" | "ed25519" | "ecdsa-p256-sha256" | "rsa-pkcs1-sha256") => {
+            not_available(value, later);
+        }
+        other => value.wrong(format!("`{other}` is not a choice here"), ALGORITHMS),
+    }
+    None
+}
+
+fn read_grammar(value: &Value<'_>) -> Option<Grammar> {
+    const HELP: &str = "a table with `kind`: \"whole\", \"prefix\", \"kv\" or \"positional\"";
+    const SEPARATORS: &str = "one or more characters that stand between the items, such as \",\"";
+    let table = value.table(HELP)?;
+    let separators = || {
+        table.require("separators", SEPARATORS)?.parse(|text| non_empty(text).map(str::to_owned), SEPARATORS)
+    };
+    match table.require("kind", HELP)?.text()? {
+        "whole" => Some(Grammar::Whole),
+        "prefix" => {
+            let help = "the text before the signature, such as \"sha256=\"";
+            table
+                .require("text", help)?
+                .parse(|text| non_empty(text).map(|t| Grammar::Prefix(t.to_owned())), help)
+        }
+        "kv" => {
+            let help = "the one character between name and value, such as \"=\"";
+            let assign =
+                table.require("assign", help).and_then(|value| value.parse(str::parse::<char>, help));
+            let help = "the names whose values are signatures, such as [\"v1\"]";
+            let take = table.require("take", help).and_then(|value| {
+                let names = texts(&value, help)?;
+                if names.is_empty() {
+                    value.wrong("no name is taken", help);
+                    return None;
+                }
+                Some(names)
+            });
+            let timestamp = table.get("timestamp").map(|value| value.text());
+            let separators = separators();
+            Some(Grammar::Pairs {
+                separators: separators?,
+                assign: assign?,
+                take: take?,
+                timestamp: match timestamp {
+                    Some(name) => Some(name?.to_owned()),
+                    None => None,
+                },
+            })
+        }
+        "positional" => {
+            let index = table.get("timestamp_index").map(|value| value.integer(0..16));
+            let timestamp_index = match index {
+                Some(index) => Some(usize::try_from(index?).ok()?),
+                None => None,
+            };
+            Some(Grammar::Positional { separators: separators()?, timestamp_index })
+        }
+        other => {
+            table.wrong(format!("`{other}` is not a kind of grammar"), HELP);
+            None
+        }
+    }
+}
+
+fn read_key(value: &Value<'_>) -> Option<KeyRule> {
+    const HELP: &str = "a table with `encoding`, `strip` and `derive`";
+    let table = value.table(HELP)?;
+    let encoding = table.get("encoding").map_or(Some(KeyEncoding::Utf8), |value| match value.text()? {
+        "utf8" => Some(KeyEncoding::Utf8),
+        "base64" => Some(KeyEncoding::Base64),
+        "hex" => Some(KeyEncoding::Hex),
+        later @ ("raw" | "spki" | "pem") => {
+            not_available(&value, later);
+            None
+        }
+        other => {
+            value.wrong(format!("`{other}` is not a choice here"), "one of \"utf8\", \"base64\", \"hex\"");
+            None
+        }
+    });
+    let strip = table.get("strip").map_or(Some(Vec::new()), |value| texts(&value, "a list of prefixes"));
+    let derive_sha1 =
+        table.get("derive").map_or(Some(false), |value| value.one_of(&[("none", false), ("sha1", true)]));
+    Some(KeyRule { encoding: encoding?, strip: strip?, derive_sha1: derive_sha1? })
+}
+
+fn read_timestamp(value: &Value<'_>) -> Option<TimestampRule> {
+    const HELP: &str = "a table with `at` and `unit`";
+    const AT: &str = "`signature`, `header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`";
+    let table = value.table(HELP)?;
+    let at = table.require("at", AT).and_then(|value| match value.text()? {
+        "signature" => Some(TimestampPlace::Signature),
+        claim if claim.starts_with("claim:") => {
+            not_available(&value, "claim");
+            None
+        }
+        _ => value.parse(str::parse, AT).map(TimestampPlace::At),
+    });
+    let unit = table.require("unit", "one of \"s\", \"ms\", \"rfc3339\", \"http-date\"").and_then(|value| {
+        value.one_of(&[
+            ("s", Unit::Seconds),
+            ("ms", Unit::Milliseconds),
+            ("rfc3339", Unit::Rfc3339),
+            ("http-date", Unit::HttpDate),
+        ])
+    });
+    Some(TimestampRule { at: at?, unit: unit? })
+}
+
+fn read_require(value: &Value<'_>) -> Option<Vec<(Locator, String)>> {
+    const HELP: &str = "a list of tables with `at` and `equals`";
+    let read = |value: Value<'_>| {
+        let table = value.table(HELP)?;
+        let at = table.require("at", Locator::HELP).and_then(|at| at.parse(str::parse, Locator::HELP));
+        let equals = table.require("equals", "the text that must be there").and_then(|text| text.text());
+        Some((at?, equals?.to_owned()))
+    };
+    // Collected twice, so that one bad element does not hide the next.
+    let elements: Vec<_> = value.array(HELP)?.into_iter().map(read).collect();
+    elements.into_iter().collect()
+}
+
+fn locators(value: &Value<'_>) -> Option<Vec<Locator>> {
+    let places = value.array("a list of places, such as [\"header:X-Acme-Delivery\", \"json:/id\"]")?;
+    let places: Vec<_> = places.iter().map(|place| place.parse(str::parse, Locator::HELP)).collect();
+    places.into_iter().collect()
+}
+
+fn texts(value: &Value<'_>, help: &str) -> Option<Vec<String>> {
+    let read = |text: &Value<'_>| text.parse(|text| non_empty(text).map(str::to_owned), help);
+    let texts: Vec<_> = value.array(help)?.iter().map(read).collect();
+    texts.into_iter().collect()
+}
+
+fn non_empty(text: &str) -> Result<&str, &'static str> {
+    if text.is_empty() { Err("it is empty") } else { Ok(text) }
+}
+
+fn not_available(value: &Value<'_>, what: &str) {
+    value.wrong(
+        format!("`{what}` is not available in this version"),
+        "this version verifies HMAC signatures and tokens",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::{Problems, Severity, read_document};
+    use crate::verify::Coverage;
+
+    const SIGNATURE: &str = "auth = 'signature'\n\
+        signature = { from = ['header:X-Sig'], algorithm = 'hmac-sha256', encoding = 'hex' }\n\
+        signed = '{body}'\n";
+
+    fn read(text: &str) -> (Option<Scheme>, Vec<(String, String)>) {
+        let problems = Problems::default();
+        let scheme = read_document(text, &problems, |table| Scheme::read(&table));
+        let told = problems.into_sorted().into_iter().map(|problem| (problem.path, problem.message));
+        (scheme, told.collect())
+    }
+
+    fn check_wrong(text: &str, path: &str, message: &str) {
+        let (scheme, told) = read(text);
+        assert!(scheme.is_none(), "{text}");
+        assert!(told.contains(&(path.to_owned(), message.to_owned())), "{text}\n{told:#?}");
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let (scheme, told) = read(
+            r#"
+            auth = "signature"
+            signature = { from = ["header:X-A", "form:sig"], grammar = { kind = "kv", separators = "; ", assign = ":", take = ["h1", "h2"], timestamp = "ts" }, algorithm = "hmac-sha512", encoding = "base64url" }
+            key = { encoding = "hex", strip = ["k_"], derive = "sha1" }
+            signed = "{id}:{timestamp}:{url}{body}"
+            timestamp = { at = "signature", unit = "ms" }
+            delivery_id = ["header:X-Id", "json:/meta/id"]
+            event = ["json:/type"]
+            require = [{ at = "header:X-Version", equals = "1" }]
+            "#,
+        );
+        assert_eq!(told, []);
+        let scheme = scheme.unwrap();
+        assert_eq!((scheme.auth(), scheme.signs_url()), ("signature", true));
+        assert_eq!((scheme.id_pointer(), scheme.event_pointer()), (Some("/meta/id"), Some("/type")));
+        assert_eq!(scheme.coverage(), Coverage { timestamp: true, id: true, body: true });
+        assert_eq!(scheme.require, [("header:x-version".parse().unwrap(), "1".to_owned())]);
+        let Auth::Signature(rule) = scheme.auth else { panic!("{:?}", scheme.auth) };
+        assert_eq!((rule.algorithm, rule.encoding), (Algorithm::HmacSha512, Encoding::Base64Url));
+        assert_eq!(
+            rule.key,
+            KeyRule { encoding: KeyEncoding::Hex, strip: vec!["k_".to_owned()], derive_sha1: true }
+        );
+        let take = vec!["h1".to_owned(), "h2".to_owned()];
+        let timestamp = Some("ts".to_owned());
+        assert_eq!(
+            rule.grammar,
+            Grammar::Pairs { separators: "; ".to_owned(), assign: ':', take, timestamp }
+        );
+    }
+
+    #[test]
+    fn a_token_can_move_to_another_header_and_a_signature_cannot() {
+        let (scheme, told) = read("auth = 'token'\ntoken = { header = 'X-Token' }");
+        assert_eq!(told, []);
+        let moved = scheme.unwrap().with_token_header(HeaderName::from_static("x-other")).unwrap();
+        assert!(matches!(&moved.auth, Auth::Token(name) if name == "x-other"));
+        let (signed, _) = read(SIGNATURE);
+        assert!(signed.unwrap().with_token_header(HeaderName::from_static("x-other")).is_err());
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_refused_by_name() {
+        let later = |what: &str| format!("`{what}` is not available in this version");
+        check_wrong("auth = 'jwt'", "auth", &later("jwt"));
+        check_wrong("auth = 'code'", "auth", &later("code"));
+        for algorithm in ["ed25519", "ecdsa-p256-sha256", "rsa-pkcs1-sha256", "digest-sha256"] {
+            let text = SIGNATURE.replace("hmac-sha256", algorithm);
+            check_wrong(&text, "signature.algorithm", &later(algorithm));
+        }
+        let with = |line: &str| format!("{SIGNATURE}{line}");
+        check_wrong(&with("body_digest = {}"), "body_digest", &later("body_digest"));
+        check_wrong(&with("handshake = []"), "handshake", &later("handshake"));
+        check_wrong(&with("key = { encoding = 'pem' }"), "key.encoding", &later("pem"));
+        let claim = with("timestamp = { at = 'claim:iat', unit = 's' }");
+        check_wrong(&claim, "timestamp.at", &later("claim"));
+        let secret = SIGNATURE.replace("{body}", "{secret}{body}");
+        check_wrong(
+            &secret,
+            "signed",
+            "`{secret}{body}` cannot be used: `{secret}` is not available in this version",
+        );
+    }
+
+    #[test]
+    fn mistakes_are_reported_where_they_stand() {
+        check_wrong("", "auth", "`auth` is missing");
+        check_wrong("auth = 'none'", "auth", "`none` is not a choice here");
+        check_wrong("auth = 'token'", "token", "`token` is missing");
+        check_wrong(
+            "auth = 'token'\ntoken = { header = 'a b' }",
+            "token.header",
+            "`a b` cannot be used: invalid HTTP header name",
+        );
+        let without = |what: &str| SIGNATURE.replace(what, "");
+        check_wrong(&without("signed = '{body}'\n"), "signed", "`signed` is missing");
+        check_wrong(&without("algorithm = 'hmac-sha256', "), "signature.algorithm", "`algorithm` is missing");
+        check_wrong(&without(", encoding = 'hex'"), "signature.encoding", "`encoding` is missing");
+        check_wrong(&without("from = ['header:X-Sig'], "), "signature.from", "`from` is missing");
+        check_wrong(&SIGNATURE.replace("'header:X-Sig'", ""), "signature.from", "no place is named");
+        let md5 = SIGNATURE.replace("hmac-sha256", "hmac-md5");
+        check_wrong(&md5, "signature.algorithm", "`hmac-md5` is not a choice here");
+
+        let grammar =
+            |grammar: &str| SIGNATURE.replace("algorithm", &format!("grammar = {grammar}, algorithm"));
+        let path = "signature.grammar";
+        check_wrong(&grammar("{ kind = 'list' }"), path, "`list` is not a kind of grammar");
+        check_wrong(&grammar("{ kind = 'prefix' }"), "signature.grammar.text", "`text` is missing");
+        let text = grammar("{ kind = 'prefix', text = '' }");
+        check_wrong(&text, "signature.grammar.text", "`` cannot be used: it is empty");
+        let pairs = grammar("{ kind = 'kv', separators = '', assign = '=', take = [] }");
+        check_wrong(&pairs, "signature.grammar.separators", "`` cannot be used: it is empty");
+        check_wrong(&pairs, "signature.grammar.take", "no name is taken");
+        let pairs = grammar("{ kind = 'kv', separators = ',', assign = '==', take = ['v1'] }");
+        check_wrong(&pairs, "signature.grammar.assign", "`==` cannot be used: too many characters in string");
+    }
+
+    #[test]
+    fn unknown_keys_are_reported_at_every_depth() {
+        let text = format!("{SIGNATURE}evnt = []\nkey = {{ encodng = 'hex' }}");
+        let (_, told) = read(&text);
+        let paths: Vec<_> = told.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, ["evnt", "key.encodng"]);
+    }
+
+    #[test]
+    fn fields_must_fit_each_other() {
+        let check =
+            |from: &str, to: &str, message: &str| check_wrong(&SIGNATURE.replace(from, to), "", message);
+        let timestamp = "`{timestamp}` is signed, but `timestamp` does not say where it is";
+        check("{body}", "{timestamp}{body}", timestamp);
+        check("{body}", "{id}{body}", "`{id}` is signed, but `delivery_id` does not say where it is");
+        let disagree = "the timestamp's place and the signature's grammar disagree";
+        check("signed", "timestamp = { at = 'signature', unit = 's' }\nsigned", disagree);
+        let named = "grammar = { kind = 'kv', separators = ',', assign = '=', take = ['v1'], timestamp = 't' }, algorithm";
+        check("algorithm", named, disagree);
+        let unsigned = SIGNATURE.replace("algorithm", named) + "timestamp = { at = 'signature', unit = 's' }";
+        check_wrong(&unsigned, "", "the timestamp beside the signature is not signed");
+    }
+
+    #[test]
+    fn a_body_outside_of_the_signature_is_a_warning() {
+        let text = SIGNATURE.replace("{body}", "{header:X-Nonce}");
+        let problems = Problems::default();
+        assert!(read_document(&text, &problems, |table| Scheme::read(&table)).is_some());
+        let severities: Vec<_> = problems.into_sorted().iter().map(|problem| problem.severity).collect();
+        assert_eq!(severities, [Severity::Warning]);
+    }
+}

@@ -1,0 +1,239 @@
+//! Signs as a provider would, from the same data that verifies: for `countersign send`, for the countersignature that
+//! backends get, and for tests.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::KeyError;
+use super::check::is_unambiguous;
+use super::locate::{Locator, Request};
+use super::mac::{Key, long_enough};
+use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use crate::clock::Timestamp;
+use crate::secret::Secret;
+
+/// Signs as a provider would.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    scheme: Scheme,
+    credential: Credential,
+}
+
+#[derive(Debug, Clone)]
+enum Credential {
+    Key(SignatureRule, Key),
+    Token(HeaderName, HeaderValue),
+}
+
+/// What is to be signed.
+#[derive(Debug, Clone)]
+pub struct Message<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The URL as the receiver knows it, with its query.
+    pub url: &'a str,
+    /// The delivery id, for schemes that carry it in a header; others have it in the body.
+    pub id: Option<&'a str>,
+    /// The event type, for schemes that carry it in a header; others have it in the body.
+    pub event: Option<&'a str>,
+    /// The exact bytes of the body.
+    pub body: &'a Bytes,
+}
+
+impl Signer {
+    /// Decodes the secret.
+    ///
+    /// # Errors
+    /// When it is not a key of the scheme, or too short.
+    pub fn new(scheme: Scheme, secret: &Secret) -> Result<Self, KeyError> {
+        let credential = match &scheme.auth {
+            Auth::Signature(rule) => Credential::Key(rule.clone(), Key::new(&rule.key, secret)?),
+            Auth::Token(name) => {
+                long_enough(secret.expose())?;
+                let mut token = HeaderValue::from_bytes(secret.expose())
+                    .map_err(|_| KeyError("the secret cannot stand in a header".to_owned()))?;
+                token.set_sensitive(true);
+                Credential::Token(name.clone(), token)
+            }
+        };
+        Ok(Self { scheme, credential })
+    }
+
+    /// The headers that the provider would send at `now`: signature or token, timestamp, delivery id, event type, as
+    /// far as the scheme has them in headers.
+    ///
+    /// # Errors
+    /// When the message lacks something that the scheme signs, or a value cannot stand in its header.
+    pub fn sign(&self, message: &Message<'_>, now: Timestamp) -> Result<HeaderMap, KeyError> {
+        let mut headers = HeaderMap::new();
+        for (places, value) in [(&self.scheme.delivery_id, message.id), (&self.scheme.event, message.event)] {
+            if let (Some(name), Some(value)) = (header_of(places), value) {
+                headers.insert(name.clone(), header_value(name, value)?);
+            }
+        }
+        if let Some(rule) = &self.scheme.timestamp
+            && let TimestampPlace::At(Locator::Header(name)) = &rule.at
+        {
+            headers.insert(name.clone(), header_value(name, &rule.unit.format(now))?);
+        }
+        let (name, value) = match &self.credential {
+            Credential::Token(name, token) => (name.clone(), token.clone()),
+            Credential::Key(rule, key) => self.signature(rule, key, message, &headers, now)?,
+        };
+        headers.insert(name, value);
+        Ok(headers)
+    }
+
+    fn signature(
+        &self,
+        rule: &SignatureRule,
+        key: &Key,
+        message: &Message<'_>,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<(HeaderName, HeaderValue), KeyError> {
+        let (base_url, target) = split(message.url);
+        let body = Some(message.body.as_ref());
+        let request = Request { method: message.method, base_url, target, headers, body };
+        let timestamp = match &self.scheme.timestamp {
+            None => None,
+            Some(rule) => match &rule.at {
+                TimestampPlace::Signature => Some(rule.unit.format(now)),
+                TimestampPlace::At(place) => found(request.find(place))?,
+            },
+        };
+        let id = if rule.signed.has_id() {
+            let id = found(request.find_first(&self.scheme.delivery_id))?;
+            if id.as_deref().is_some_and(|id| !is_unambiguous(id)) {
+                return Err(KeyError(
+                    "the delivery id may only have letters, digits, `_`, `:` and `-`".to_owned(),
+                ));
+            }
+            id
+        } else {
+            None
+        };
+        let pieces = rule.signed.pieces(&request, timestamp.as_deref(), id.as_deref()).map_err(unsignable)?;
+        let signature = rule.encoding.encode(&rule.algorithm.mac(key, &pieces));
+        let name = header_of(&rule.from)
+            .ok_or_else(|| KeyError("a signature outside of the headers cannot be made".to_owned()))?;
+        let text = rule.grammar.format(&signature, timestamp.as_deref());
+        Ok((name.clone(), header_value(name, &text)?))
+    }
+}
+
+fn header_of(places: &[Locator]) -> Option<&HeaderName> {
+    places.iter().find_map(|place| match place {
+        Locator::Header(name) => Some(name),
+        Locator::Query(_) | Locator::Json(_) | Locator::Form(_) => None,
+    })
+}
+
+fn header_value(name: &HeaderName, text: &str) -> Result<HeaderValue, KeyError> {
+    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| KeyError(format!("`{name}` cannot have this value")))
+}
+
+fn found(value: Result<Option<Cow<'_, [u8]>>, super::Refusal>) -> Result<Option<String>, KeyError> {
+    Ok(value.map_err(unsignable)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn unsignable(refusal: super::Refusal) -> KeyError {
+    KeyError(format!("the message cannot be signed: {refusal}"))
+}
+
+/// Splits a URL before its path.
+fn split(url: &str) -> (&str, &str) {
+    let authority = url.find("://").map_or(0, |at| at + 3);
+    let path = url[authority..].find(['/', '?']).map_or(url.len(), |at| authority + at);
+    url.split_at(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::{Problems, read_document};
+    use crate::verify::preset;
+
+    const NOW: i64 = 1_776_871_800;
+
+    fn signed(scheme: Scheme, id: Option<&str>, body: &'static str) -> Result<Vec<(String, String)>, String> {
+        let signer = Signer::new(scheme, &Secret::new("secret-0123456789").unwrap()).unwrap();
+        let message = Message {
+            method: &Method::POST,
+            url: "https://hooks.example.com/in",
+            id,
+            event: Some("push"),
+            body: &Bytes::from_static(body.as_bytes()),
+        };
+        let headers = signer.sign(&message, Timestamp::from_second(NOW).unwrap()).map_err(|error| error.0)?;
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        let mut headers: Vec<_> =
+            headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        headers.sort();
+        Ok(headers)
+    }
+
+    fn known(name: &str) -> Scheme {
+        preset(name).unwrap().scheme.clone()
+    }
+
+    #[test]
+    fn headers_are_those_that_the_provider_sends() {
+        let check = |name: &str, expected: &[(&str, &str)]| {
+            let headers = signed(known(name), Some("id-1"), "{}").unwrap();
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+            assert_eq!(headers, expected);
+        };
+        check(
+            "owlette",
+            &[
+                ("roost-delivery", "id-1"),
+                ("roost-event", "push"),
+                (
+                    "roost-signature",
+                    "t=1776871800,v1=39b9eefb173f9a5c4601e2f17a4bd324d323cc6aeec0d0b0e0d71514505e8889",
+                ),
+            ],
+        );
+        check(
+            "hostwares",
+            &[
+                (
+                    "x-hostwares-signature",
+                    "sha256=3d11fdec7fa0a7f9dc37462f9deb2666340f9d89f761d0b40939d83c580dfa34",
+                ),
+                ("x-hostwares-timestamp", "1776871800"),
+            ],
+        );
+        check("ownstak", &[("authorization", "secret-0123456789"), ("x-own-webhook-event-id", "id-1")]);
+    }
+
+    #[test]
+    fn what_cannot_be_signed_is_said() {
+        let webhooks = || {
+            let text = "auth = 'signature'\n\
+                signature = { from = ['header:webhook-signature'], algorithm = 'hmac-sha256', encoding = 'base64' }\n\
+                signed = '{id}.{timestamp}.{body}'\n\
+                timestamp = { at = 'header:webhook-timestamp', unit = 's' }\n\
+                delivery_id = ['header:webhook-id']";
+            read_document(text, &Problems::default(), |table| Scheme::read(&table)).unwrap()
+        };
+        assert!(signed(webhooks(), Some("id-1"), "").is_ok());
+        let error = signed(webhooks(), None, "").unwrap_err();
+        assert_eq!(error, "the message cannot be signed: the delivery id is missing");
+        assert!(signed(webhooks(), Some("a.b"), "").unwrap_err().contains("letters, digits"));
+        let error = signed(known("github"), Some("a\nb"), "").unwrap_err();
+        assert_eq!(error, "`x-github-delivery` cannot have this value");
+    }
+
+    #[test]
+    fn a_url_is_split_before_its_path() {
+        let check = |url: &str, base: &str, target: &str| assert_eq!(split(url), (base, target));
+        check("https://a.example:8443/in/?x=/y", "https://a.example:8443", "/in/?x=/y");
+        check("https://a.example", "https://a.example", "");
+        check("http://a.example?x", "http://a.example", "?x");
+        check("/in", "", "/in");
+    }
+}

@@ -1,0 +1,225 @@
+//! What is signed: a text with tokens for the parts of a request, such as `{timestamp}.{body}`. A template becomes
+//! the pieces that are fed to a MAC one after the other, so the body is never copied. What a signature covers follows
+//! from the template, and is declared nowhere.
+
+use std::borrow::Cow;
+
+use super::Refusal;
+use super::locate::{Locator, Request};
+
+/// A parsed template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Template(Vec<Token>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Literal(String),
+    Body,
+    Timestamp,
+    Id,
+    Url,
+    UrlWithoutQuery,
+    Method,
+    PathAndQuery,
+    Value(Locator),
+}
+
+/// Why a text is not a template.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TemplateError {
+    #[error("a brace is not closed")]
+    Unclosed,
+    #[error("a closing brace stands alone")]
+    Unopened,
+    #[error("`\\{0}` is not an escape")]
+    Escape(String),
+    #[error("`{{{0}}}` is not a token")]
+    Unknown(String),
+    #[error("`{{{0}}}` is not available in this version")]
+    NotAvailable(String),
+    #[error("it signs nothing of the request")]
+    Constant,
+}
+
+/// Tokens of the model that are still to come, by the beginning of their names.
+const NOT_AVAILABLE: [&str; 5] = ["secret", "config:", "body_sha256_hex", "body_crc32", "form_sorted"];
+
+impl Template {
+    pub(super) const HELP: &str = "text with {body}, {timestamp}, {id}, {url}, {url_nq}, {method}, {path_query}, \
+         {header:NAME}, {query:NAME}, {json:/pointer} or {form:NAME}; \\n is a line feed, \\{ a brace";
+
+    pub(super) fn parse(text: &str) -> Result<Self, TemplateError> {
+        let mut tokens = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text.chars();
+        while let Some(c) = rest.next() {
+            match c {
+                '\\' => literal.push(match rest.next() {
+                    Some('n') => '\n',
+                    Some(escaped @ ('\\' | '{' | '}')) => escaped,
+                    other => return Err(TemplateError::Escape(other.map(String::from).unwrap_or_default())),
+                }),
+                '{' => {
+                    let (name, after) = rest.as_str().split_once('}').ok_or(TemplateError::Unclosed)?;
+                    if !literal.is_empty() {
+                        tokens.push(Token::Literal(std::mem::take(&mut literal)));
+                    }
+                    tokens.push(Token::parse(name)?);
+                    rest = after.chars();
+                }
+                '}' => return Err(TemplateError::Unopened),
+                _ => literal.push(c),
+            }
+        }
+        if !literal.is_empty() {
+            tokens.push(Token::Literal(literal));
+        }
+        // A signature over a constant would be a token that anyone who has seen it can use for ever.
+        if tokens.iter().all(|token| matches!(token, Token::Literal(_))) {
+            return Err(TemplateError::Constant);
+        }
+        Ok(Self(tokens))
+    }
+
+    /// The signed bytes, in pieces. `timestamp` and `id` are the received texts.
+    pub(super) fn pieces<'a>(
+        &'a self,
+        request: &Request<'a>,
+        timestamp: Option<&'a str>,
+        id: Option<&'a str>,
+    ) -> Result<Vec<Cow<'a, [u8]>>, Refusal> {
+        let mut pieces: Vec<Cow<'a, [u8]>> = Vec::with_capacity(self.0.len() + 1);
+        for token in &self.0 {
+            let piece: Cow<'a, [u8]> = match token {
+                Token::Literal(text) => Cow::Borrowed(text.as_bytes()),
+                Token::Body => Cow::Borrowed(request.body.unwrap_or_default()),
+                Token::Timestamp => Cow::Borrowed(timestamp.ok_or(Refusal::TimestampMissing)?.as_bytes()),
+                Token::Id => Cow::Borrowed(id.ok_or(Refusal::IdMissing)?.as_bytes()),
+                Token::Url | Token::UrlWithoutQuery => {
+                    pieces.push(Cow::Borrowed(request.base_url.as_bytes()));
+                    let path = if *token == Token::Url { request.target } else { request.path() };
+                    Cow::Borrowed(path.as_bytes())
+                }
+                Token::Method => Cow::Borrowed(request.method.as_str().as_bytes()),
+                Token::PathAndQuery => Cow::Borrowed(request.target.as_bytes()),
+                Token::Value(locator) => request.find(locator)?.ok_or(Refusal::ValueMissing)?,
+            };
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    pub(super) fn has_body(&self) -> bool {
+        self.0.contains(&Token::Body)
+    }
+
+    pub(super) fn has_timestamp(&self) -> bool {
+        self.0.contains(&Token::Timestamp)
+    }
+
+    pub(super) fn has_id(&self) -> bool {
+        self.0.contains(&Token::Id)
+    }
+
+    pub(super) fn has_url(&self) -> bool {
+        self.0.iter().any(|token| matches!(token, Token::Url | Token::UrlWithoutQuery))
+    }
+
+    /// Whether nobody can change the value at `locator` without breaking the signature.
+    pub(super) fn covers(&self, locator: &Locator) -> bool {
+        self.0.iter().any(|token| match token {
+            Token::Literal(_) | Token::Timestamp | Token::Id | Token::UrlWithoutQuery | Token::Method => {
+                false
+            }
+            Token::Body => locator.needs_body(),
+            Token::Url | Token::PathAndQuery => matches!(locator, Locator::Query(_)),
+            Token::Value(signed) => signed == locator,
+        })
+    }
+}
+
+impl Token {
+    fn parse(name: &str) -> Result<Self, TemplateError> {
+        match name {
+            "body" => Ok(Self::Body),
+            "timestamp" => Ok(Self::Timestamp),
+            "id" => Ok(Self::Id),
+            "url" => Ok(Self::Url),
+            "url_nq" => Ok(Self::UrlWithoutQuery),
+            "method" => Ok(Self::Method),
+            "path_query" => Ok(Self::PathAndQuery),
+            _ if NOT_AVAILABLE.iter().any(|begin| name.starts_with(begin)) => {
+                Err(TemplateError::NotAvailable(name.to_owned()))
+            }
+            _ => name.parse().map(Self::Value).map_err(|_| TemplateError::Unknown(name.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, Method};
+
+    use super::*;
+
+    fn signed(template: &str) -> Result<String, Refusal> {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-nonce", HeaderValue::from_static("N"));
+        let request = Request {
+            method: &Method::PUT,
+            base_url: "https://hooks.example.com",
+            target: "/p/a%20b?x=%41&y",
+            headers: &headers,
+            body: Some(b"{\"a\":{\"b\":7}}"),
+        };
+        let template = Template::parse(template).unwrap();
+        let pieces = template.pieces(&request, Some("T"), Some("I"))?;
+        Ok(String::from_utf8(pieces.concat()).unwrap())
+    }
+
+    #[test]
+    fn tokens_become_the_parts_of_the_request() {
+        let check = |template: &str, expected: &str| {
+            assert_eq!(signed(template), Ok(expected.to_owned()), "{template}");
+        };
+        check("{id}.{timestamp}.{body}", "I.T.{\"a\":{\"b\":7}}");
+        check("{method}{url}", "PUThttps://hooks.example.com/p/a%20b?x=%41&y");
+        check("{url_nq} {path_query}", "https://hooks.example.com/p/a%20b /p/a%20b?x=%41&y");
+        check("{header:X-Nonce}|{query:x}|{json:/a/b}", "N|A|7");
+        check("v0:\\n\\\\\\{\\}{timestamp}\n", "v0:\n\\{}T\n");
+        assert_eq!(signed("{header:x-other}{body}"), Err(Refusal::ValueMissing));
+        assert_eq!(signed("{form:x}{body}"), Err(Refusal::ValueMissing));
+    }
+
+    #[test]
+    fn a_text_that_is_no_template_is_refused() {
+        let check = |text: &str, error| assert_eq!(Template::parse(text), Err(error), "{text}");
+        check("{body", TemplateError::Unclosed);
+        check("body}", TemplateError::Unopened);
+        check("{body}\\t", TemplateError::Escape("t".to_owned()));
+        check("{body}\\", TemplateError::Escape(String::new()));
+        check("{ts}.{body}", TemplateError::Unknown("ts".to_owned()));
+        check("{header:}", TemplateError::Unknown("header:".to_owned()));
+        check("{secret}{body}", TemplateError::NotAvailable("secret".to_owned()));
+        check("{form_sorted}", TemplateError::NotAvailable("form_sorted".to_owned()));
+        check("", TemplateError::Constant);
+        check("constant", TemplateError::Constant);
+    }
+
+    #[test]
+    fn coverage_follows_from_the_tokens() {
+        let check = |template: &str, locator: &str, expected: bool| {
+            let covered = Template::parse(template).unwrap().covers(&locator.parse().unwrap());
+            assert_eq!(covered, expected, "{template} {locator}");
+        };
+        check("{body}", "json:/id", true);
+        check("{body}", "form:id", true);
+        check("{body}", "header:x-id", false);
+        check("{body}", "query:id", false);
+        check("{body}{header:X-Id}", "header:x-id", true);
+        check("{json:/a}", "json:/id", false);
+        check("{url}{body}", "query:id", true);
+        check("{path_query}{body}", "query:id", true);
+        check("{url_nq}{body}", "query:id", false);
+    }
+}

@@ -1,0 +1,522 @@
+//! One test line per rule: what is wrong, and where it is said to be.
+
+use std::time::Duration;
+
+use countersign::config::ReplayGuard;
+use countersign::forward::{Schedule, StatusPattern};
+use http::Method;
+
+use crate::support::{accepted, check, destination, parse, problems, section, source};
+
+#[test]
+fn the_file_as_a_whole() {
+    check("", "1:1: error: source: there is no source, so nothing could be received");
+    check("source = []", "1:1: error: source: there is no source, so nothing could be received");
+    check(&section("[lsiten]\naddress = \"0.0.0.0:80\""), "1:2: error: lsiten: unknown key `lsiten`");
+    check(&section("listen = 5"), "1:10: error: listen: integer does not fit here");
+    check("[source]\nname = \"a\"", "1:1: error: source: table does not fit here");
+}
+
+#[test]
+fn listen() {
+    let check = |line: &str, problem: &str| check(&section(&format!("[listen]\n{line}")), problem);
+    check(
+        "address = \"localhost:80\"",
+        "2:11: error: listen.address: `localhost:80` cannot be used: invalid socket address syntax",
+    );
+    check("address = 8080", "2:11: error: listen.address: integer does not fit here");
+    for (deadline, column) in [("\"5s\"", "`5s`"), ("\"0s\"", "`0s`")] {
+        check(
+            &format!("ack_deadline = {deadline}"),
+            &format!(
+                "2:16: error: listen.ack_deadline: {column} cannot be used: it must be from 1ms to 4999ms"
+            ),
+        );
+    }
+    check("ack_deadline = 2500", "2:16: error: listen.ack_deadline: integer does not fit here");
+    check(
+        "ack_deadline = \"2.5s\"",
+        "2:16: error: listen.ack_deadline: `2.5s` cannot be used: its unit must be one of ms, s, m, h, d",
+    );
+    check(
+        "trusted_proxies = [\"10.0.0.0/8\", \"10.0.0.1/8\"]",
+        "2:34: error: listen.trusted_proxies[1]: `10.0.0.1/8` cannot be used: bits are set beyond its prefix length",
+    );
+    check(
+        "public_url = \"hooks.example.com\"",
+        "2:14: error: listen.public_url: the URL begins with neither `http://` nor `https://`",
+    );
+    check(
+        "public_url = \"https://hooks.example.com/\"",
+        "2:14: error: listen.public_url: it must have neither a query nor a slash at its end",
+    );
+    check("tls = { key = \"/dev/null\" }", "2:7: error: listen.tls.cert: `cert` is missing");
+    check(
+        "tls = { cert = \"cert.pem\", key = \"/dev/null\" }",
+        "2:16: error: listen.tls.cert: /nonexistent/cert.pem cannot be read: No such file or directory (os error 2)",
+    );
+    check("tls = { cert = \"/dev/null\", key = \"/\" }", "2:35: error: listen.tls.key: / is a directory");
+}
+
+#[test]
+fn limits() {
+    let check = |line: &str, problem: &str| check(&section(&format!("[limits]\n{line}")), problem);
+    check("body = \"0\"", "2:8: error: limits.body: `0` cannot be used: it must be from 1B to 512MiB");
+    check(
+        "body = \"1 MiB\"",
+        "2:8: error: limits.body: `1 MiB` cannot be used: its unit must be one of B, KiB, MiB, GiB, TiB, kB, MB, GB",
+    );
+    check("connections = 0", "2:15: error: limits.connections: 0 is out of range");
+    check("connections_per_address = -1", "2:27: error: limits.connections_per_address: -1 is out of range");
+    check(
+        "header_bytes = \"1KiB\"",
+        "2:16: error: limits.header_bytes: `1KiB` cannot be used: it must be from 8KiB to 1MiB",
+    );
+    check(
+        "head_read = \"0\"",
+        "2:13: error: limits.head_read: `0` cannot be used: it must be from 100ms to 10m",
+    );
+    check(
+        "in_flight = \"64KiB\"",
+        "2:13: error: limits.in_flight: `limits.in_flight` is smaller than `limits.body`: the largest bodies could never be accepted",
+    );
+}
+
+#[test]
+fn admin() {
+    let check = |line: &str, problem: &str| check(&section(&format!("[admin]\n{line}")), problem);
+    let open = "2:11: error: admin.address: 0.0.0.0:8081 can be reached from other machines, and there are no `admin.tokens`";
+    check("address = \"0.0.0.0:8081\"", open);
+    check("address = \"0.0.0.0:8081\"\ntokens = []", open);
+    check(
+        "address = \"127.0.0.1:8080\"",
+        "2:11: error: admin.address: both listeners would listen on 127.0.0.1:8080",
+    );
+    check(
+        "tokens = [{ name = \"ops\", role = \"admin\", env = \"SET\" }]",
+        "2:34: error: admin.tokens[0].role: `admin` is not a choice here",
+    );
+    check(
+        "tokens = [{ role = \"viewer\", env = \"SET\" }]",
+        "2:11: error: admin.tokens[0].name: `name` is missing",
+    );
+    check(
+        "tokens = [{ name = \"ops\", role = \"viewer\", env = \"SET\" },\n{ name = \"ops\", role = \"viewer\", env = \"SET\" }]",
+        "3:10: error: admin.tokens[1].name: `ops` is taken: line 2 has it already",
+    );
+    check(
+        "tokens = [{ name = \"ops\", role = \"viewer\", value = \"with a space in it\" }]",
+        "2:52: error: admin.tokens[0].value: the token has characters that an Authorization header cannot have",
+    );
+    accepted(&section(
+        "[admin]\naddress = \"0.0.0.0:9\"\ntokens = [{ name = \"ops\", role = \"operator\", env = \"SET\" }]",
+    ));
+    accepted(&section("listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\""));
+    crate::support::check(
+        &section("listen.address = \"0.0.0.0:8081\""),
+        "1:18: error: listen.address: both listeners would listen on 127.0.0.1:8081",
+    );
+}
+
+#[test]
+fn store_and_dedup() {
+    let check = |line: &str, problem: &str| check(&section(line), problem);
+    check(
+        "store.engine = \"postgres\"",
+        "1:16: error: store.engine: the engine `postgres` is not available in this version",
+    );
+    check("store.engine = \"redis\"", "1:16: error: store.engine: `redis` is not a choice here");
+    check("store.path = \"\"", "1:14: error: store.path: the path is empty");
+    check("store.path = \"/dev/null\"", "1:14: error: store.path: /dev/null is not a directory");
+    check("store.disk_reserve = 5", "1:22: error: store.disk_reserve: integer does not fit here");
+    for key in ["delivered", "quarantine"] {
+        check(
+            &format!("[store]\nretention = {{ {key} = \"0d\" }}"),
+            &format!(
+                "2:{}: error: store.retention.{key}: `0d` cannot be used: it must be from 1s to 3650d",
+                18 + key.len()
+            ),
+        );
+    }
+    check("dedup.cache_entries = 0", "1:23: error: dedup.cache_entries: 0 is out of range");
+    check(
+        "dedup.ttl = \"5m\"",
+        "1:13: error: dedup.ttl: 5m is shorter than the window of source `a`: a captured request could be accepted twice",
+    );
+    check(
+        "dedup.ttl = \"1h\"",
+        "1:13: warning: dedup.ttl: `hostwares` repeats deliveries for longer than the 1h that source `a` remembers them",
+    );
+}
+
+#[test]
+fn names_and_paths_of_sources() {
+    let check = |line: &str, problem: &str| check(&source(line), problem);
+    check("name = -", "1:1: error: source[0].name: `name` is missing");
+    for name in ["", "A", "a_b", "ä", &"a".repeat(64)] {
+        check(
+            &format!("name = \"{name}\""),
+            &format!("2:8: error: source[0].name: `{name}` cannot be a name"),
+        );
+    }
+    check("path = \"hooks\"", "2:8: error: source[0].path: the path does not begin with `/`");
+    for path in ["/a?b", "/a#b"] {
+        check(
+            &format!("path = \"{path}\""),
+            "2:8: error: source[0].path: the path has a query or a fragment",
+        );
+    }
+    for path in ["/a b", "/ä", "/a\\u0000"] {
+        check(
+            &format!("path = \"{path}\""),
+            "2:8: error: source[0].path: the path has characters that must be percent-encoded, such as a space",
+        );
+    }
+    let second = |line: &str| format!("{}[[source]]\nverify = \"none\"\nto = [\"b\"]\n{line}", source(""));
+    let found = |line: &str| {
+        problems(&parse(&second(line)))
+            .join("\n")
+            .replace("10:10: warning: source[1].verify: nothing proves who sends to this source\n", "")
+    };
+    assert_eq!(found("name = \"a\""), "12:8: error: source[1].name: `a` is taken: line 2 has it already");
+    assert_eq!(
+        found("name = \"x\"\npath = \"/webhooks/a\""),
+        "13:8: error: source[1].path: `/webhooks/a` is taken: line 2 has it already"
+    );
+}
+
+#[test]
+fn verification_of_sources() {
+    let check = |line: &str, problem: &str| check(&source(line), problem);
+    check("provider = -", "1:1: error: source[0].provider: how requests are verified is not said");
+    check("provider = \"githbu\"", "2:12: error: source[0].provider: there is no provider `githbu`");
+    check(
+        "verify = \"none\"\nprovider = \"github\"\nsecrets = -",
+        "2:10: error: source[0].verify: `provider`, `scheme` and `verify` exclude each other",
+    );
+    check("provider = -\nverify = \"later\"", "3:10: error: source[0].verify: `later` is not a choice here");
+    check(
+        "secrets = -",
+        "1:1: error: source[0].secrets: `secrets` is missing, so no request could be verified",
+    );
+    check(
+        "token = { header = \"X-Token\" }",
+        "2:9: error: source[0].token: this scheme verifies a signature, not a token",
+    );
+    check(
+        "provider = \"ownstak\"\ntoken = { header = \"X Token\" }",
+        "3:20: error: source[0].token.header: `X Token` cannot be used: invalid HTTP header name",
+    );
+    check("enforcement = \"log\"", "2:15: error: source[0].enforcement: `log` is not a choice here");
+    check(
+        "window = { past = \"25h\" }",
+        "2:19: error: source[0].window.past: `25h` cannot be used: it must be from 1ms to 1d",
+    );
+    check(
+        "window = { future = \"0s\" }",
+        "2:21: error: source[0].window.future: `0s` cannot be used: it must be from 1ms to 1d",
+    );
+    let unproven = |line: &str, column: usize, key: &str| {
+        let text = source(&format!("provider = -\nsecrets = -\nverify = \"none\"\n{line}"));
+        let warning = "4:10: warning: source[0].verify: nothing proves who sends to this source";
+        let error =
+            format!("5:{column}: error: source[0].{key}: `{key}` has no effect with `verify = \"none\"`");
+        assert_eq!(problems(&parse(&text)), [warning.to_owned(), error]);
+    };
+    unproven("token = { header = \"X-Token\" }", 9, "token");
+    unproven("window = { past = \"1s\" }", 10, "window");
+    unproven("enforcement = \"observe\"", 15, "enforcement");
+    unproven("replay_guard = \"off\"", 16, "replay_guard");
+    unproven("on_missing_id = \"reject\"", 17, "on_missing_id");
+    unproven("public_url = \"https://a\"", 14, "public_url");
+}
+
+#[test]
+fn schemes_of_a_sources_own() {
+    let text = |scheme: &str| source(&format!("provider = -\nscheme = {{ auth = \"signature\", {scheme} }}"));
+    let signature =
+        "signature = { from = [\"header:X-S\"], algorithm = \"hmac-sha256\", encoding = \"hex\" }";
+    let config = accepted(&text(&format!("{signature}, signed = \"{{body}}\"")));
+    assert_eq!(&*config.sources[0].provider, "custom");
+    check(&text(signature), "3:10: error: source[0].scheme.signed: `signed` is missing");
+    check(
+        &text(&format!("{signature}, signed = \"{{url}}{{body}}\"")),
+        "1:1: error: source[0].public_url: `public_url` is missing, and this scheme signs the URL",
+    );
+    let listener = "listen.public_url = \"https://hooks.example.com\"\n".to_owned();
+    accepted(&(listener + &text(&format!("{signature}, signed = \"{{url}}{{body}}\""))));
+}
+
+#[test]
+fn the_rest_of_sources() {
+    let check = |line: &str, problem: &str| check(&source(line), problem);
+    check("to = -", "1:1: error: source[0].to: `to` is missing");
+    check("to = []", "2:6: error: source[0].to: deliveries would be stored and go nowhere");
+    check("to = \"b\"", "2:6: error: source[0].to: string does not fit here");
+    check("to = [\"b\", \"b\"]", "2:12: error: source[0].to[1]: `b` is named twice");
+    check("to = [\"b\", \"elsewhere\"]", "2:12: error: source[0].to[1]: there is no destination `elsewhere`");
+    check(
+        "to = [{ destination = \"b\", when = \"true\" }]",
+        "2:35: error: source[0].to[0].when: `when` is not available in this version",
+    );
+    check(
+        "to = [{ destination = \"b\", events = [] }]",
+        "2:37: error: source[0].to[0].events: no event is chosen",
+    );
+    check(
+        "methods = []",
+        "2:11: error: source[0].methods: no method is allowed, so nothing could be received",
+    );
+    check(
+        "methods = [\"post\"]",
+        "2:12: error: source[0].methods[0]: `post` cannot be used: methods are upper-case words",
+    );
+    check(
+        "dedup_ttl = \"9m\"",
+        "2:13: error: source[0].dedup_ttl: 9m is shorter than the window of source `a`: a captured request could be accepted twice",
+    );
+    check(
+        "body_max = \"2GiB\"",
+        "2:12: error: source[0].body_max: `2GiB` cannot be used: it must be from 1B to 512MiB",
+    );
+    check(
+        "body_max = \"300MiB\"",
+        "2:12: warning: source[0].body_max: bodies of up to 300MiB are allowed, but `limits.in_flight` is 256MiB: larger ones are never accepted",
+    );
+    check(
+        "rate = \"100\"",
+        "2:8: error: source[0].rate: `100` cannot be used: its unit must be one of /s, /m, /h",
+    );
+    check(
+        "allow_addresses = [\"example.com\"]",
+        "2:20: error: source[0].allow_addresses[0]: `example.com` cannot be used: it is neither an address nor a network",
+    );
+    check("ack = { status = 302 }", "2:18: error: source[0].ack.status: 302 is out of range");
+    check(
+        "ack = { status = 204, body = \"ok\" }",
+        "2:30: error: source[0].ack.body: an answer with 204 has no body",
+    );
+    check(
+        "ack = { content_type = \"a\\nb\" }",
+        "2:24: error: source[0].ack.content_type: `a\\nb` cannot be used: failed to parse header value",
+    );
+    check("mode = \"sync\"", "2:8: error: source[0].mode: the mode `sync` is not available in this version");
+    check(
+        "sync_deadline = \"2s\"",
+        "2:17: error: source[0].sync_deadline: `sync_deadline` is not available in this version",
+    );
+    check(
+        "on_missing_id = \"ignore\"",
+        "2:17: error: source[0].on_missing_id: `ignore` is not a choice here",
+    );
+    check(
+        "replay_guard = \"off\"",
+        "2:16: warning: source[0].replay_guard: delivery id or time are not signed here, so a captured request can be sent again as a new one",
+    );
+}
+
+#[test]
+fn what_a_source_says_is_in_force() {
+    let config = accepted(&source("provider = \"github\"\nname = \"gh\""));
+    let github = &config.sources[0];
+    assert_eq!((&*github.provider, &*github.path), ("github", "/webhooks/gh"));
+    assert_eq!((github.body_max, github.drop_events.as_slice()), (25 << 20, &["ping".to_owned()][..]));
+    assert_eq!((github.methods.as_slice(), github.replay_guard), (&[Method::POST][..], ReplayGuard::Absorb));
+
+    let lines = "provider = \"ownstak\"\nbody_max = \"2MiB\"\nmethods = [\"PUT\"]\ntoken = { header = \"X-T\" }\n\
+        to = [{ destination = \"b\", events = [\"deployment.*\"] }]\non_missing_id = \"reject\"\n\
+        on_duplicate_of_dead = \"absorb\"\ndrop_events = []\nallow_addresses = [\"192.0.2.7\", \"2001:db8::/32\"]";
+    let config = accepted(&source(lines));
+    let ownstak = &config.sources[0];
+    assert_eq!((ownstak.body_max, ownstak.methods.as_slice()), (2 << 20, &[Method::PUT][..]));
+    assert_eq!(ownstak.to[0].events, ["deployment.*"]);
+    assert!(!ownstak.accept_missing_id && !ownstak.revive_dead && ownstak.drop_events.is_empty());
+    assert_eq!(ownstak.allow_addresses.len(), 2);
+    assert_eq!(accepted(&section("limits.body = \"3MiB\"")).sources[0].body_max, 3 << 20);
+}
+
+#[test]
+fn destinations() {
+    let check = |line: &str, problem: &str| check(&destination(line), problem);
+    let second = |lines: &str| source("") + "[[destination]]\n" + lines;
+    crate::support::check(
+        &second("name = \"B\"\nurl = \"http://a/\""),
+        "10:8: error: destination[1].name: `B` cannot be a name",
+    );
+    crate::support::check(
+        &second("name = \"b\"\nurl = \"http://a/\""),
+        "10:8: error: destination[1].name: `b` is taken: line 7 has it already",
+    );
+    check("url = -", "1:1: error: destination[0].url: `url` is missing");
+    for (url, message) in [
+        ("ftp://a/", "the URL begins with neither `http://` nor `https://`"),
+        ("http:///a", "this is not a URL"),
+        ("/a", "the URL has no scheme and host"),
+        ("http://user:password@a/", "a URL here must not contain a user name or password"),
+        ("http://a/#b", "a fragment (`#…`) is never sent"),
+        ("http://a:99999/", "the URL's port is not a number from 0 to 65535"),
+        ("http://a/b c", "this is not a URL"),
+    ] {
+        check(&format!("url = \"{url}\""), &format!("2:7: error: destination[0].url: {message}"));
+    }
+    check(
+        "timeout = \"16m\"",
+        "2:11: error: destination[0].timeout: `16m` cannot be used: it must be from 1ms to 15m",
+    );
+    check(
+        "connect_timeout = \"31s\"",
+        "2:19: error: destination[0].connect_timeout: `31s` cannot be used: it must be from 1ms to 30s",
+    );
+    check("concurrency = 0", "2:15: error: destination[0].concurrency: 0 is out of range");
+    check("concurrency = 1025", "2:15: error: destination[0].concurrency: 1025 is out of range");
+    check(
+        "concurrency = \"adaptive\"",
+        "2:15: error: destination[0].concurrency: `adaptive` is not available in this version",
+    );
+    check("breaker = \"on\"", "2:11: error: destination[0].breaker: `on` is not a choice here");
+    check("breaker = { failures = 0 }", "2:24: error: destination[0].breaker.failures: 0 is out of range");
+    check(
+        "breaker = { probe_after = \"10m\", probe_max = \"5m\" }",
+        "2:46: error: destination[0].breaker.probe_max: the longest pause is shorter than the first one",
+    );
+    for order in ["\"strict\"", "{ key = \"/data/site_id\" }"] {
+        check(
+            &format!("order = {order}"),
+            "2:9: error: destination[0].order: an order of deliveries is not available in this version",
+        );
+    }
+    for key in ["template", "content_type", "method"] {
+        check(
+            &format!("{key} = \"x\""),
+            &format!(
+                "2:{}: error: destination[0].{key}: `{key}` is not available in this version",
+                4 + key.len()
+            ),
+        );
+    }
+    crate::support::check(
+        &second("name = \"c\"\nurl = \"http://a/\""),
+        "10:8: warning: destination[1].name: no source forwards to this destination",
+    );
+}
+
+#[test]
+fn retries() {
+    let check = |line: &str, problem: &str| check(&destination(line), problem);
+    check(
+        "retry = { initial = \"0s\" }",
+        "2:21: error: destination[0].retry.initial: `0s` cannot be used: it must be from 1ms to 30d",
+    );
+    for factor in ["0.5", "11", "nan"] {
+        check(
+            &format!("retry = {{ factor = {factor} }}"),
+            &format!(
+                "2:20: error: destination[0].retry.factor: {} is out of range",
+                factor.replace("nan", "NaN")
+            ),
+        );
+    }
+    check(
+        "retry = { initial = \"10s\", max = \"5s\" }",
+        "2:34: error: destination[0].retry.max: the longest pause is shorter than the first one",
+    );
+    check(
+        "retry = { schedule = [\"1s\"], factor = 2 }",
+        "2:39: error: destination[0].retry.factor: `factor` has no effect beside `schedule`",
+    );
+    check(
+        "retry = { schedule = [] }",
+        "2:22: error: destination[0].retry.schedule: the schedule has no pause",
+    );
+    check(
+        "retry = { schedule = [\"2d\", \"2d\"] }",
+        "2:22: warning: destination[0].retry.schedule: the schedule lasts 4d, but deliveries are given up after 3d",
+    );
+    check(
+        "retry = { jitter = \"half\" }",
+        "2:20: error: destination[0].retry.jitter: `half` is not a choice here",
+    );
+    for (status, message) in [
+        ("\"2xx\"", "`2xx` cannot be used: a 2xx means that the backend has accepted it"),
+        ("\"204\"", "`204` cannot be used: a 2xx means that the backend has accepted it"),
+        ("\"6xx\"", "`6xx` cannot be used: it is no status of a failure"),
+        ("\"often\"", "`often` cannot be used: it is no status of a failure"),
+        ("200", "200 is out of range"),
+    ] {
+        check(
+            &format!("retry_statuses = [{status}]"),
+            &format!("2:19: error: destination[0].retry_statuses[0]: {message}"),
+        );
+    }
+    let config = accepted(&destination(
+        "retry = { schedule = [\"10s\", \"5m\"], jitter = \"none\" }\nretry_statuses = [429, \"5xx\", \"404\"]",
+    ));
+    let retry = &config.destinations[0].retry;
+    assert_eq!(retry.schedule, Schedule::List(vec![Duration::from_secs(10), Duration::from_mins(5)]));
+    assert!(!retry.full_jitter);
+    assert_eq!(
+        retry.statuses,
+        [StatusPattern::Exact(429), StatusPattern::Class(5), StatusPattern::Exact(404)]
+    );
+    let config = accepted(&destination("retry = { initial = \"2h\" }\nbreaker = \"off\"\ntimeout = \"2s\""));
+    let destination = &config.destinations[0];
+    let two_hours = Duration::from_hours(2);
+    let expected = Schedule::Exponential { initial: two_hours, factor: 2.0, max: two_hours };
+    assert_eq!((&destination.retry.schedule, destination.breaker), (&expected, None));
+    assert_eq!(destination.connect_timeout, Duration::from_secs(2));
+}
+
+#[test]
+fn countersignature_and_headers() {
+    let check = |line: &str, problem: &str| check(&destination(line), problem);
+    let whsec = "secret = { env = \"WHSEC\" }";
+    let config = accepted(&destination(&format!(
+        "sign = {{ scheme = \"standard-webhooks\", {whsec} }}\nheaders = {{ X-Key = {{ env = \"SET\" }}, x-tenant = \"blue\" }}"
+    )));
+    let destination = &config.destinations[0];
+    assert!(destination.sign.is_some());
+    let headers: Vec<_> =
+        destination.headers.iter().map(|(name, value)| (name.as_str(), value.is_sensitive())).collect();
+    assert_eq!(headers, [("x-key", true), ("x-tenant", false)]);
+
+    check(
+        &format!("sign = {{ scheme = \"provider\", {whsec} }}"),
+        "2:19: error: destination[0].sign.scheme: signing as the provider does is not available in this version",
+    );
+    check(
+        "sign = { scheme = \"standard-webhooks\" }",
+        "2:8: error: destination[0].sign.secret: `secret` is missing",
+    );
+    check(
+        "sign = { scheme = \"standard-webhooks\", secret = { value = \"this is not base64\" } }",
+        "2:59: error: destination[0].sign.secret.value: the secret must be base64, with or without `whsec_` before it",
+    );
+    check(
+        "headers = { \"X Key\" = \"a\" }",
+        "2:23: error: destination[0].headers.X Key: `X Key` cannot be the name of a header",
+    );
+    check(
+        "headers = { X-Key = \"a\\nb\" }",
+        "2:21: error: destination[0].headers.X-Key: a header cannot have this value",
+    );
+    check(
+        "headers = { X-Key = { env = \"UNSET\" } }",
+        "2:29: error: destination[0].headers.X-Key.env: the environment variable `UNSET` is not set",
+    );
+    check(
+        "headers = { x-key = \"a\", X-KEY = \"b\" }",
+        "2:21: error: destination[0].headers.x-key: `x-key` is there twice; case does not matter",
+    );
+    for name in
+        ["Content-Length", "transfer-encoding", "Connection", "Host", "Countersign-Source", "webhook-id"]
+    {
+        check(
+            &format!("headers = {{ {name} = \"a\" }}"),
+            &format!(
+                "2:{}: error: destination[0].headers.{name}: `{}` is set by the gateway",
+                16 + name.len(),
+                name.to_lowercase()
+            ),
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! What dispatch promises, against backends that misbehave at the level of TCP, and a store in memory: the seam's
+//! other user.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not marked as tests")]
+
+#[path = "dispatch/backend.rs"]
+mod backend;
+#[path = "dispatch/lanes.rs"]
+mod lanes;
+#[path = "dispatch/outcomes.rs"]
+mod outcomes;
+#[path = "dispatch/requests.rs"]
+mod requests;
+#[path = "dispatch/support.rs"]
+mod support;

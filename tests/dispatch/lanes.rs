@@ -1,0 +1,297 @@
+//! Lanes keep their backends apart, keep to their limits, and lose nothing.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use countersign::dispatch::LaneState;
+use countersign::forward::{BreakerPolicy, Outcome, Progress};
+use countersign::store::Outlet;
+use countersign::units::Rate;
+use http::HeaderValue;
+
+use crate::backend::{Backend, Reply};
+use crate::support::{Gateway, MemoryStore, delivery, destination, eventually, retry_late};
+
+fn is_in_flight(progress: Progress) -> bool {
+    matches!(progress, Progress::InFlight { .. })
+}
+
+fn is_waiting(progress: Progress) -> bool {
+    matches!(progress, Progress::Waiting { .. })
+}
+
+fn state(gateway: &Gateway, destination: &str) -> LaneState {
+    gateway.lanes.states().into_iter().find(|lane| &*lane.destination == destination).unwrap().state
+}
+
+#[tokio::test]
+async fn a_hanging_backend_does_not_delay_another_lane() {
+    let slow = Backend::always(Reply::hang()).await;
+    let quick = Backend::always(Reply::status(200)).await;
+    let gateway =
+        Gateway::start([destination("slow", &slow.url("/")), destination("quick", &quick.url("/"))]);
+    for _ in 0..500 {
+        gateway.forward(delivery(b"{}"), "slow");
+        gateway.forward(delivery(b"{}"), "quick");
+    }
+    eventually("the quick lane is empty", || gateway.delivered() == 500).await;
+    eventually("the slow lane is full", || slow.count() == 4).await;
+    assert_eq!(gateway.count(is_in_flight), 4, "only what is being attempted is held in memory");
+    assert_eq!(gateway.count(is_waiting), 496);
+}
+
+#[tokio::test]
+async fn no_more_attempts_run_at_once_than_allowed() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let gateway = Gateway::start([destination("legacy", &backend.url("/"))]);
+    for _ in 0..300 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("all are delivered", || gateway.delivered() == 300).await;
+    assert!((1..=4).contains(&backend.most_at_once()), "{}", backend.most_at_once());
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_is_sent_first_and_once() {
+    let store = Arc::new(MemoryStore::default());
+    for _ in 0..100 {
+        store.put(delivery(b"old"), "legacy");
+    }
+    let backend = Backend::always(Reply::status(200)).await;
+    let gateway = Gateway::start_with(store, [destination("legacy", &backend.url("/"))]);
+    gateway.forward(delivery(b"new"), "legacy");
+    eventually("all are delivered", || gateway.delivered() == 101).await;
+    let seen = backend.seen();
+    assert_eq!(seen.len(), 101);
+    assert_eq!(seen.iter().filter(|seen| seen.body == b"new").count(), 1);
+    assert!(seen[..90].iter().all(|seen| seen.body == b"old"), "the new one did not overtake");
+}
+
+#[tokio::test]
+async fn new_forwards_do_not_wait_for_the_pause_of_failed_ones() {
+    let backend = Backend::first(vec![Reply::status(500)]).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.retry = retry_late();
+    let gateway = Gateway::start([to]);
+    gateway.forward(delivery(b"fails"), "legacy");
+    eventually("it waits for its retry", || gateway.count(is_waiting) == 1 && backend.count() == 1).await;
+    gateway.forward(delivery(b"new"), "legacy");
+    eventually("the new one is delivered", || gateway.delivered() == 1).await;
+}
+
+#[tokio::test]
+async fn an_open_breaker_stops_attempts_and_one_probe_closes_it() {
+    let backend = Backend::first(vec![Reply::status(500); 4]).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.concurrency = NonZeroUsize::MIN;
+    let pause = Duration::from_millis(50);
+    to.breaker = Some(BreakerPolicy { failures: 3, probe_after: pause, probe_max: Duration::from_secs(2) });
+    let gateway = Gateway::start([to]);
+    for _ in 0..20 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("the breaker has opened", || state(&gateway, "legacy") != LaneState::Open).await;
+    eventually("the backend is back", || gateway.delivered() == 20).await;
+    assert_eq!(state(&gateway, "legacy"), LaneState::Open);
+    assert_eq!(gateway.attempts("legacy", Outcome::RetryableStatus), 4, "three, and the first probe");
+    assert_eq!(backend.count(), 24, "waiting cost no attempt");
+}
+
+#[tokio::test]
+async fn refusals_do_not_open_the_breaker() {
+    let backend = Backend::always(Reply::status(400)).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    let pause = Duration::from_secs(60);
+    to.breaker = Some(BreakerPolicy { failures: 2, probe_after: pause, probe_max: pause });
+    let gateway = Gateway::start([to]);
+    for _ in 0..20 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("all are dead", || gateway.count(|progress| progress == Progress::Dead) == 20).await;
+    assert_eq!(state(&gateway, "legacy"), LaneState::Open);
+}
+
+#[tokio::test]
+async fn a_rate_limit_holds_for_new_and_waiting_forwards() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.rate = Some(Rate { events: 4, per: Duration::from_hours(1) });
+    let gateway = Gateway::start([to]);
+    for _ in 0..20 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("the first is delivered", || gateway.delivered() == 1).await;
+    gateway.lanes.wake("legacy");
+    assert_eq!((gateway.count(is_waiting), backend.count()), (19, 1), "the next is due in 15 minutes");
+}
+
+#[tokio::test]
+async fn a_rate_limit_lets_everything_through_in_time() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.rate = Some(Rate { events: 200, per: Duration::from_secs(1) });
+    let gateway = Gateway::start([to]);
+    for _ in 0..100 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("all are delivered", || gateway.delivered() == 100).await;
+}
+
+#[tokio::test]
+async fn a_paused_lane_waits_and_goes_on() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let gateway = Gateway::start([destination("legacy", &backend.url("/"))]);
+    assert!(gateway.lanes.pause("legacy"));
+    assert!(!gateway.lanes.pause("unknown"));
+    for _ in 0..20 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    assert_eq!(state(&gateway, "legacy"), LaneState::Paused);
+    assert_eq!((gateway.count(is_waiting), backend.count()), (20, 0));
+    assert!(gateway.lanes.resume("legacy"));
+    eventually("all are delivered", || gateway.delivered() == 20).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_running_attempts_end() {
+    let backend = Backend::always(Reply::hang()).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.timeout = Duration::from_millis(300);
+    let gateway = Gateway::start([to]);
+    gateway.forward(delivery(b"{}"), "legacy");
+    eventually("it is under way", || backend.count() == 1).await;
+    gateway.lanes.drain(Duration::from_secs(60)).await;
+    assert_eq!(gateway.row().records[0].outcome, "timeout");
+    assert!(is_waiting(gateway.row().progress));
+    assert_eq!(backend.count(), 1, "it was not tried again");
+}
+
+#[tokio::test]
+async fn a_drain_gives_back_what_it_cuts_off() {
+    let backend = Backend::always(Reply::hang()).await;
+    let gateway = Gateway::start([destination("legacy", &backend.url("/"))]);
+    for _ in 0..10 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("four are under way", || backend.count() == 4).await;
+    gateway.lanes.drain(Duration::from_millis(50)).await;
+    assert_eq!(gateway.count(is_waiting), 10, "nothing is left in flight");
+    let rows = gateway.store.rows().clone();
+    let cut: Vec<_> = rows.iter().filter(|row| !row.records.is_empty()).collect();
+    assert_eq!(cut.len(), 4);
+    for row in cut {
+        assert_eq!(row.records[0].outcome, "interrupted");
+        let now = countersign::clock::Clock::system().now();
+        assert!(matches!(row.progress, Progress::Waiting { due_at, attempts: 1 } if due_at <= now));
+    }
+    assert!(gateway.lanes.reserve("legacy").is_none());
+}
+
+#[tokio::test]
+async fn an_attempt_that_has_not_begun_when_a_drain_begins_does_not_count() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    // The second is leased ahead of its turn, which is 900 ms later.
+    to.rate = Some(Rate { events: 1, per: Duration::from_millis(900) });
+    let store = Arc::new(MemoryStore::default());
+    store.put(delivery(b"1"), "legacy");
+    store.put(delivery(b"2"), "legacy");
+    let gateway = Gateway::start_with(store, [to]);
+    eventually("both are leased", || gateway.count(is_waiting) == 0).await;
+    gateway.lanes.drain(Duration::from_secs(60)).await;
+    if gateway.delivered() < 2 {
+        let rows = gateway.store.rows().clone();
+        let row = rows.iter().find(|row| is_waiting(row.progress)).unwrap();
+        assert!(matches!(row.progress, Progress::Waiting { attempts: 0, .. }));
+        assert!(row.records.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_a_while_loses_nothing() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let store = Arc::new(MemoryStore::default());
+    store.failing_settlements.store(3, Ordering::SeqCst);
+    store.failing_leases.store(2, Ordering::SeqCst);
+    for _ in 0..10 {
+        store.put(delivery(b"{}"), "legacy");
+    }
+    let gateway = Gateway::start_with(store, [destination("legacy", &backend.url("/"))]);
+    eventually("all are delivered", || gateway.delivered() == 10).await;
+    assert_eq!(backend.count(), 10, "what is settled late is not sent again");
+}
+
+/// The gateway ends at once when its store has latched: there is nothing that a settlement could still wait for.
+#[tokio::test]
+async fn a_latched_store_does_not_hold_a_drain_up() {
+    let backend = Backend::always(Reply::hang()).await;
+    let gateway = Gateway::start([destination("legacy", &backend.url("/"))]);
+    for _ in 0..10 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("four are under way", || backend.count() == 4).await;
+    gateway.store.latched.store(true, Ordering::SeqCst);
+    let drained = tokio::time::timeout(Duration::from_secs(1), gateway.lanes.drain(Duration::ZERO)).await;
+    assert!(drained.is_ok(), "less than what a drain allows for settling");
+    assert_eq!(gateway.count(is_in_flight), 4, "the next start finds them interrupted");
+}
+
+#[tokio::test]
+async fn new_settings_take_effect_without_a_restart() {
+    let (old, new) = (Backend::always(Reply::hang()).await, Backend::always(Reply::status(200)).await);
+    let gateway = Gateway::start([destination("legacy", &old.url("/")), destination("gone", &new.url("/"))]);
+    for _ in 0..10 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("the old backend is busy", || old.count() == 4).await;
+
+    let mut changed = destination("legacy", &new.url("/"));
+    changed.concurrency = NonZeroUsize::new(6).unwrap();
+    changed.headers.push(("x-api-key".parse().unwrap(), HeaderValue::from_static("k")));
+    gateway.lanes.apply(&[Arc::new(changed), Arc::new(destination("added", &new.url("/")))]);
+    eventually("the two new places empty the lane", || gateway.delivered() == 6).await;
+    assert!(new.seen().iter().all(|seen| seen.one("x-api-key") == "k"));
+    assert_eq!(gateway.count(is_in_flight), 4, "what was under way goes on");
+
+    gateway.forward(delivery(b"{}"), "added");
+    eventually("the added lane works", || gateway.delivered() == 7).await;
+    gateway.forward(delivery(b"{}"), "gone");
+    assert_eq!(gateway.count(is_waiting), 1, "it waits until its destination is back");
+    let names: Vec<_> = gateway.lanes.states().into_iter().map(|lane| lane.destination).collect();
+    assert_eq!(names, ["added".into(), "legacy".into()]);
+
+    let back = [destination("legacy", &new.url("/")), destination("gone", &new.url("/"))].map(Arc::new);
+    gateway.lanes.apply(&back);
+    eventually("it is back", || gateway.delivered() == 8).await;
+}
+
+#[tokio::test]
+async fn places_may_be_taken_and_used_outside_of_the_runtime() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let gateway = Arc::new(Gateway::start([destination("legacy", &backend.url("/"))]));
+    let writer = Arc::clone(&gateway);
+    std::thread::spawn(move || (0..50).for_each(|_| writer.forward(delivery(b"{}"), "legacy")))
+        .join()
+        .unwrap();
+    eventually("all are delivered", || gateway.delivered() == 50).await;
+}
+
+#[tokio::test]
+async fn every_series_of_a_destination_is_there_from_the_start() {
+    let gateway = Gateway::start([destination("legacy", "http://127.0.0.1:9/")]);
+    let page = String::from_utf8(gateway.metrics.page().0).unwrap();
+    for outcome in Outcome::ALL {
+        let outcome = outcome.label();
+        let series =
+            format!("countersign_forward_attempts_total{{destination=\"legacy\",outcome=\"{outcome}\"}} 0");
+        assert!(page.contains(&series), "{series}");
+    }
+    assert!(page.contains("countersign_lane_concurrency{destination=\"legacy\"} 4"));
+    assert!(page.contains("countersign_forward_attempt_duration_seconds_count{destination=\"legacy\"} 0"));
+    for (state, value) in [("open", 1), ("paused", 0), ("broken", 0), ("probing", 0)] {
+        let series = format!("countersign_lane_state{{destination=\"legacy\",state=\"{state}\"}} {value}");
+        assert!(page.contains(&series), "{series}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Promise: a 2xx means on disk, and what is on disk reaches the backend, whatever happens to the process.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::backend::{Backend, Reply};
+use crate::sender::Post;
+use crate::support::{Gateway, eventually};
+use crate::verified::{body, every_provider};
+
+/// Sends until told to stop; returns the ids that were acknowledged.
+fn load(gateway: &Gateway, next: &AtomicUsize, stop: &AtomicBool, acked: &Mutex<Vec<String>>) {
+    while !stop.load(Ordering::Relaxed) {
+        let id = format!("d-{}", next.fetch_add(1, Ordering::Relaxed));
+        let post = Post::signed("stripe", "/webhooks/stripe", &id, "x", &body(&id));
+        match post.try_send(gateway.listen) {
+            Some(answer) if answer.status == 200 => acked.lock().unwrap().push(id),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn acked_deliveries_survive_kill_nine() {
+    // Half of the attempts fail, so that there are always waiting ones when the process dies.
+    let backend = Backend::start(|number, _| Reply::Status(if number % 2 == 0 { 503 } else { 200 }));
+    let sections =
+        every_provider(&backend) + "retry = { initial = \"50ms\", max = \"200ms\" }\nbreaker = \"off\"\n";
+    let mut gateway = Gateway::start(&sections);
+    let (next, acked) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    for round in 1..=5 {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| load(&gateway, &next, &stop, &acked));
+            }
+            eventually("enough is acknowledged", || acked.lock().unwrap().len() >= round * 100);
+            gateway.signal("KILL");
+            stop.store(true, Ordering::Relaxed);
+        });
+        gateway = gateway.kill_and_restart();
+    }
+    let acked = acked.into_inner().unwrap();
+    assert!(acked.len() >= 500);
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    let got = backend.got();
+    let bodies: HashSet<&[u8]> = got.iter().map(|got| got.body.as_slice()).collect();
+    let lost: Vec<_> = acked.iter().filter(|id| !bodies.contains(body(id).as_slice())).collect();
+    assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), acked.len());
+    // And each is still a duplicate.
+    for id in acked.iter().step_by(50) {
+        let post = Post::signed("stripe", "/webhooks/stripe", id, "x", &body(id));
+        assert_eq!(post.send(gateway.listen).status, 200);
+    }
+    let stored = "countersign_ingest_requests_total{outcome=\"stored\",source=\"stripe\"}";
+    assert_eq!(gateway.metric(stored), Some(0.0));
+}
+
+#[test]
+fn an_attempt_cut_off_by_a_crash_is_made_again_and_stays_counted() {
+    let backend = Backend::start(|number, _| if number == 0 { Reply::Hang } else { Reply::Status(200) });
+    let gateway = Gateway::start(&every_provider(&backend));
+    Post::signed("github", "/webhooks/github", "d-1", "push", b"{}").send(gateway.listen);
+    backend.eventually_got(1);
+    let gateway = gateway.kill_and_restart();
+    let got = backend.eventually_got(2);
+    assert_eq!(got[1].header("countersign-attempt"), Some("2"));
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+}
+
+#[test]
+fn a_drain_ends_with_zero_and_loses_nothing() {
+    let backend = Backend::start(|number, _| {
+        if number == 0 {
+            thread::sleep(Duration::from_millis(500));
+        }
+        Reply::Status(if number < 3 { 503 } else { 200 })
+    });
+    let sections = every_provider(&backend) + "retry = { initial = \"100ms\", jitter = \"none\" }\n";
+    let mut gateway = Gateway::start(&sections);
+    for n in 0..3 {
+        let id = format!("d-{n}");
+        let post = Post::signed("github", "/webhooks/github", &id, "push", id.as_bytes());
+        assert_eq!(post.send(gateway.listen).status, 200);
+    }
+    backend.eventually_got(1);
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    let gateway = gateway.kill_and_restart();
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    let bodies: HashSet<_> = backend.got().into_iter().map(|got| got.body).collect();
+    assert_eq!(bodies.len(), 3);
+}
+
+fn open_store(gateway: &Gateway) -> rusqlite::Connection {
+    rusqlite::Connection::open(gateway.directory().join("data/countersign.db")).unwrap()
+}
+
+#[test]
+fn a_store_that_cannot_write_is_a_503_and_ends_the_process_for_its_supervisor() {
+    let backend = Backend::accepting();
+    let mut gateway = Gateway::start(&every_provider(&backend));
+    // The next commit fails in a way that no retry mends.
+    open_store(&gateway).execute_batch("DROP TABLE forward").unwrap();
+    let post = Post::signed("github", "/webhooks/github", "d-1", "push", b"{}");
+    let answer = post.send(gateway.listen);
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(gateway.wait(), Some(74));
+    assert!(gateway.log().contains("the store has shut itself"), "{}", gateway.log());
+    assert!(backend.got().is_empty());
+}
+
+#[test]
+fn a_store_that_is_slow_is_a_503_at_the_deadline_and_what_became_of_it_is_counted() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&format!("listen.ack_deadline = \"300ms\"\n{}", every_provider(&backend)));
+    let post = Post::signed("github", "/webhooks/github", "d-1", "push", b"{}");
+    let stored = "countersign_ingest_requests_total{outcome=\"stored\",source=\"github\"}";
+    let other = open_store(&gateway);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let answer = post.send(gateway.listen);
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(gateway.metric("countersign_ingest_late_total{source=\"github\"}"), Some(1.0));
+    other.execute_batch("COMMIT").unwrap();
+    // The provider tries again; whichever of the two came first, it is stored once.
+    assert_eq!(post.send(gateway.listen).status, 200);
+    gateway.eventually_metric(stored, 1.0);
+    assert_eq!(backend.eventually_got(1).len(), 1);
+}

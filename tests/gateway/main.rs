@@ -1,0 +1,16 @@
+//! The gateway as its users meet it: the built binary, real sockets, signed requests, backends that misbehave. One
+//! file per promise; each test starts what it needs on free ports and leaves nothing behind.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod backend;
+mod sender;
+mod support;
+
+mod bounded;
+mod commands;
+mod durable;
+mod exact;
+mod once;
+mod operate;
+mod readme;
+mod verified;

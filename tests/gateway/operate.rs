@@ -1,0 +1,229 @@
+//! Promise: operators see the truth, and can change what is configured without losing a request.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use crate::backend::{Backend, Reply};
+use crate::sender::{Post, SECRET};
+use crate::support::{Gateway, countersign, eventually};
+use crate::verified::{body, every_provider};
+
+#[test]
+fn the_books_balance() {
+    let backend = Backend::start(|_, got| {
+        Reply::Status(if got.header("countersign-delivery-id") == Some("dies") { 400 } else { 200 })
+    });
+    let gateway = Gateway::start(&every_provider(&backend));
+    let send =
+        |id: &str| Post::signed("stripe", "/webhooks/stripe", id, "x", &body(id)).send(gateway.listen).status;
+    for id in ["a", "b", "c", "dies", "a", "b"] {
+        assert_eq!(send(id), 200);
+    }
+    let forged = Post { headers: Vec::new(), ..Post::signed("stripe", "/webhooks/stripe", "f", "x", b"{}") };
+    for _ in 0..3 {
+        assert_eq!(forged.send(gateway.listen).status, 401);
+    }
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    let requests = |outcome: &str| {
+        let series = format!("countersign_ingest_requests_total{{outcome=\"{outcome}\",source=\"stripe\"}}");
+        gateway.metric(&series).unwrap()
+    };
+    assert_eq!((requests("stored"), requests("duplicate"), requests("rejected")), (4.0, 2.0, 3.0));
+    let rejections = "countersign_ingest_rejections_total{reason=\"signature_missing\",source=\"stripe\"}";
+    assert_eq!(gateway.metric(rejections), Some(3.0));
+    let delivered = "countersign_forward_attempts_total{destination=\"legacy\",outcome=\"delivered\"}";
+    assert_eq!(gateway.metric(delivered), Some(3.0));
+    assert_eq!(gateway.metric("countersign_forward_dead{destination=\"legacy\"}"), Some(1.0));
+}
+
+#[test]
+fn every_series_is_there_from_the_start_and_promtool_accepts_the_page() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&every_provider(&backend));
+    for series in [
+        "countersign_ingest_requests_total{outcome=\"stored\",source=\"github\"}",
+        "countersign_ingest_rejections_total{reason=\"signature_mismatch\",source=\"github\"}",
+        "countersign_ingest_rejections_total{reason=\"no_route\",source=\"unmatched\"}",
+        "countersign_ingest_ack_duration_seconds_count{source=\"github\"}",
+        "countersign_forward_attempts_total{destination=\"legacy\",outcome=\"delivered\"}",
+        "countersign_forward_attempt_duration_seconds_count{destination=\"legacy\"}",
+        "countersign_forward_pending{destination=\"legacy\"}",
+        "countersign_forward_oldest_age_seconds{destination=\"legacy\"}",
+        "countersign_forward_dead{destination=\"legacy\"}",
+        "countersign_store_commit_deliveries_count",
+        "countersign_ingest_in_flight_bytes",
+        "countersign_dedup_cache_entries",
+    ] {
+        assert_eq!(gateway.metric(series), Some(0.0), "{series}");
+    }
+    assert_eq!(gateway.metric("countersign_lane_state{destination=\"legacy\",state=\"open\"}"), Some(1.0));
+    assert_eq!(gateway.metric("countersign_lane_concurrency{destination=\"legacy\"}"), Some(16.0));
+    assert!(gateway.metric("process_resident_memory_bytes").unwrap() > 1e6);
+
+    let (_, page) = gateway.admin_get("/metrics");
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let judged = promtool.wait_with_output().unwrap();
+    assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stderr));
+}
+
+#[test]
+fn a_senders_choice_makes_no_series() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&every_provider(&backend));
+    let series = || gateway.admin_get("/metrics").1.lines().filter(|line| !line.starts_with('#')).count();
+    let before = series();
+    for n in 0..50 {
+        let id = format!("d-{n}");
+        let target = format!("/webhooks/x{n}");
+        Post::signed("github", &target, &id, "push", id.as_bytes()).send(gateway.listen);
+        let event = format!("event-{n}");
+        Post::signed("github", "/webhooks/github", &id, &event, id.as_bytes()).send(gateway.listen);
+    }
+    assert_eq!(series(), before);
+}
+
+#[test]
+fn health_readiness_and_status() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&every_provider(&backend));
+    assert_eq!(gateway.admin_get("/livez").0, 200);
+    assert_eq!(gateway.admin_get("/readyz").0, 200);
+    assert_eq!(gateway.admin_get("/api/v1/nothing").0, 404);
+    Post::signed("github", "/webhooks/github", "d-1", "push", b"{}").send(gateway.listen);
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    let (status, document) = gateway.admin_get("/api/v1/status");
+    assert_eq!(status, 200);
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["ready"], true);
+    let github =
+        document["sources"].as_array().unwrap().iter().find(|source| source["name"] == "github").unwrap();
+    assert_eq!((&github["stored"], &github["enforcement"]), (&1.into(), &"enforce".into()));
+    assert_eq!(document["destinations"][0]["state"], "open");
+}
+
+#[test]
+fn admin_tokens_are_demanded() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&format!(
+        "admin.tokens = [{{ name = \"ops\", role = \"operator\", value = \"a-token-for-operators\" }}]\n{}",
+        every_provider(&backend)
+    ));
+    assert_eq!(gateway.admin_get("/api/v1/status").0, 401);
+    assert_eq!(gateway.admin_get("/readyz").0, 200);
+    let admin = format!("http://{}", gateway.admin);
+    let status = |token: &str| {
+        countersign().args(["status", "--json", "--admin", &admin, "--token", token]).output().unwrap()
+    };
+    assert_eq!(status("wrong").status.code(), Some(1));
+    let shown = status("a-token-for-operators");
+    assert_eq!(shown.status.code(), Some(0), "{shown:?}");
+    serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap();
+}
+
+#[test]
+fn a_reload_takes_new_secrets_and_a_bad_file_changes_nothing() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&every_provider(&backend));
+    let send = |id: &str, secret: &str| {
+        let now = countersign::clock::Clock::system().now();
+        Post::signed_at("github", "/webhooks/github", id, "push", id.as_bytes(), secret, now)
+            .send(gateway.listen)
+            .status
+    };
+    let success = "countersign_config_last_reload_success";
+    assert_eq!((send("d-1", SECRET), gateway.metric(success)), (200, Some(1.0)));
+
+    gateway.rewrite(&every_provider(&backend).replace("provider", "porvider"));
+    gateway.signal("HUP");
+    gateway.eventually_metric(success, 0.0);
+    assert_eq!(send("d-2", SECRET), 200);
+    assert!(gateway.log().contains("did you mean `provider`?"), "{}", gateway.log());
+
+    let rotated = "whsec_cm90YXRlZC1yb3RhdGVkLXJvdGF0ZWQtcm90YXRlZDEyMzQ=";
+    gateway.rewrite(&every_provider(&backend).replace(SECRET, rotated));
+    gateway.signal("HUP");
+    gateway.eventually_metric(success, 1.0);
+    assert_eq!((send("d-3", SECRET), send("d-3", rotated)), (401, 200));
+}
+
+#[test]
+fn tls_with_http2_by_alpn_and_a_certificate_that_changes_while_running() {
+    let certified = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let backend = Backend::accepting();
+    let directory = tempfile::tempdir().unwrap();
+    let write = |certified: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+        std::fs::write(directory.path().join("cert.pem"), certified.cert.pem()).unwrap();
+        std::fs::write(directory.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
+    };
+    write(&certified("first.example"));
+    let gateway = Gateway::start(&format!(
+        "listen.tls = {{ cert = \"{0}/cert.pem\", key = \"{0}/key.pem\" }}\n{1}",
+        directory.path().display(),
+        every_provider(&backend)
+    ));
+    // openssl as an independent client; what it sends after the handshake is HTTP/1.1.
+    let dial = |alpn: &str, request: &str| {
+        let mut client = Command::new("openssl")
+            .args(["s_client", "-connect", &gateway.listen.to_string(), "-alpn", alpn, "-ign_eof"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        client.stdin.take().unwrap().write_all(request.as_bytes()).unwrap();
+        String::from_utf8_lossy(&client.wait_with_output().unwrap().stdout).into_owned()
+    };
+    let request = "POST /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let answer = dial("http/1.1", request);
+    assert!(answer.contains("HTTP/1.1 404"), "{answer}");
+    assert!(answer.contains("rcgen") || answer.contains("first.example"), "{answer}");
+    // A bad preface ends the connection at once; what was negotiated is what matters.
+    assert!(dial("h2,http/1.1", "GET / HTTP/1.1\r\n\r\n").contains("ALPN protocol: h2"));
+
+    write(&certified("second.example"));
+    gateway.signal("HUP");
+    eventually("the new certificate is served", || gateway.log().contains("configuration reloaded"));
+    std::fs::write(directory.path().join("cert.pem"), "garbage").unwrap();
+    gateway.signal("HUP");
+    gateway.eventually_admin("/metrics", "countersign_config_last_reload_success 0");
+    assert!(dial("http/1.1", request).contains("HTTP/1.1 404"));
+}
+
+#[test]
+fn one_process_per_data_directory() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&every_provider(&backend));
+    let second = countersign().arg("run").arg("--config").arg(gateway.config_path()).output().unwrap();
+    assert_eq!(second.status.code(), Some(74));
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(text.contains("in use") && text.contains("data"), "{text}");
+    assert!(second.stdout.is_empty());
+}
+
+#[test]
+fn no_secret_signature_or_body_in_log_or_metrics() {
+    let backend = Backend::start(|number, _| Reply::Status(if number == 0 { 500 } else { 200 }));
+    let gateway = Gateway::start(&(every_provider(&backend) + "retry = { initial = \"100ms\" }\n"));
+    let post = Post::signed("github", "/webhooks/github", "d-1", "push", b"{\"card\":\"4242-4242\"}");
+    post.send(gateway.listen);
+    let mut forged = post.clone();
+    forged.body.push(b' ');
+    forged.send(gateway.listen);
+    backend.eventually_got(2);
+    let signature = post.headers.iter().find(|(name, _)| name == "x-hub-signature-256").unwrap().1.clone();
+    let signature = String::from_utf8(signature[7..].to_vec()).unwrap();
+    let seen = gateway.log() + &gateway.admin_get("/metrics").1 + &gateway.admin_get("/api/v1/status").1;
+    assert!(seen.contains("delivery stored"), "the log is at debug: {seen}");
+    for hidden in [SECRET, &signature, "4242-4242"] {
+        assert!(!seen.contains(hidden), "{hidden} in {seen}");
+    }
+    for line in gateway.log().lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+    }
+}

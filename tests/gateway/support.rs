@@ -1,0 +1,177 @@
+//! A running gateway for a test, and waiting for what happens in its own time.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// What a test waits for at most; nothing takes near so long unless it is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() / LOOK.as_millis() {
+        if condition() {
+            return;
+        }
+        thread::sleep(LOOK);
+    }
+    panic!("did not happen: {what}");
+}
+
+/// The built binary.
+pub(crate) fn countersign() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the binary to its end.
+pub(crate) fn run(arguments: &[&str]) -> Output {
+    countersign().args(arguments).output().unwrap()
+}
+
+/// A gateway process in a directory of its own, which outlives restarts.
+pub(crate) struct Gateway {
+    child: Child,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    directory: Arc<TempDir>,
+}
+
+impl Gateway {
+    /// Starts with `[[source]]` and `[[destination]]` tables, and whatever sections they are preceded by; addresses
+    /// and the store are the test's.
+    pub(crate) fn start(sections: &str) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        write_config(directory.path(), sections);
+        Self::start_in(directory)
+    }
+
+    fn start_in(directory: Arc<TempDir>) -> Self {
+        let log =
+            std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
+        let mut child = countersign()
+            .args(["run", "--log-format", "json", "--config"])
+            .arg(directory.path().join("countersign.toml"))
+            .env("RUST_LOG", "countersign=debug")
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = |name: &str| {
+            let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            let found = found.unwrap_or_else(|| {
+                panic!("no {name} in {line:?}; log: {}", log_of(directory.path()));
+            });
+            found.parse().unwrap()
+        };
+        assert!(line.starts_with("ready listen="), "{line:?}");
+        let (listen, admin) = (address("listen"), address("admin"));
+        Self { child, listen, admin, directory }
+    }
+
+    /// The directory of configuration, data and log.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.directory().join("countersign.toml")
+    }
+
+    /// Everything logged so far.
+    pub(crate) fn log(&self) -> String {
+        log_of(self.directory())
+    }
+
+    /// Replaces the configuration file; takes effect with SIGHUP or a restart.
+    pub(crate) fn rewrite(&self, sections: &str) {
+        write_config(self.directory(), sections);
+    }
+
+    /// Sends a signal by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// SIGKILL, then a new process over the same directory.
+    pub(crate) fn kill_and_restart(mut self) -> Self {
+        self.kill();
+        Self::start_in(Arc::clone(&self.directory))
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the process to end; its exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let mut code = None;
+        eventually("the process ends", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.unwrap().code()
+    }
+
+    /// The answer of the admin listener: status and body.
+    pub(crate) fn admin_get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// Waits until the answer of the admin listener contains a text.
+    #[track_caller]
+    pub(crate) fn eventually_admin(&self, path: &str, text: &str) {
+        eventually(&format!("{path} contains {text}"), || self.admin_get(path).1.contains(text));
+    }
+
+    /// The value of a series, written as on the page; `None` when it is not there.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let (_, page) = self.admin_get("/metrics");
+        page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Waits until a series has a value.
+    #[track_caller]
+    pub(crate) fn eventually_metric(&self, series: &str, value: f64) {
+        eventually(&format!("{series} becomes {value}"), || self.metric(series) == Some(value));
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn log_of(directory: &Path) -> String {
+    std::fs::read_to_string(directory.join("log")).unwrap_or_default()
+}
+
+fn write_config(directory: &Path, sections: &str) {
+    let text = format!(
+        "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\n\
+         store.path = \"data\"\nstore.disk_reserve = \"1MiB\"\n{sections}"
+    );
+    std::fs::write(directory.join("countersign.toml"), text).unwrap();
+}

@@ -1,0 +1,72 @@
+//! What the store seam promises, as one suite that every engine passes unchanged; and what only the embedded engine
+//! has to promise about its files.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+#[path = "store/claims.rs"]
+mod claims;
+#[path = "store/forwards.rs"]
+mod forwards;
+#[path = "store/retention.rs"]
+mod retention;
+#[path = "store/sqlite.rs"]
+mod sqlite;
+#[path = "store/support.rs"]
+mod support;
+
+/// Runs every promise against the engine that `$engine` makes.
+macro_rules! conformance {
+    ($engine:expr) => {
+        conformance!($engine, claims:
+            a_delivery_is_stored_once
+            bytes_come_back_exactly
+            a_repetition_by_id_is_a_duplicate
+            the_same_signed_bytes_under_another_id_are_a_replay
+            the_id_decides_before_the_guard
+            a_delivery_without_keys_is_never_a_duplicate
+            ids_are_scoped_to_their_source
+            an_expired_claim_gives_way
+            another_body_under_the_same_id_is_a_conflict
+            of_a_hundred_concurrent_copies_one_is_stored
+            duplicates_stay_duplicates_after_a_restart
+        );
+        conformance!($engine, forwards:
+            what_is_due_is_leased_oldest_first_up_to_the_limit
+            a_lease_counts_the_attempt
+            a_forward_is_leased_once_at_a_time
+            large_bodies_are_leased_in_parts
+            a_settlement_of_another_attempt_changes_nothing
+            a_failed_attempt_waits_until_it_is_due_again
+            a_lease_that_is_given_back_costs_no_attempt
+            the_next_due_time_is_known
+            a_place_in_the_lane_needs_no_lease
+            a_full_lane_is_woken
+            a_crash_in_flight_keeps_the_attempt_counted
+            a_destination_named_twice_gets_one_forward
+            dead_forwards_are_revived_as_replays
+            a_duplicate_revives_dead_forwards_only_when_asked
+            depths_follow_every_transition_and_survive_a_restart
+            a_closed_store_says_so
+        );
+        conformance!($engine, retention:
+            delivered_ones_go_after_the_retention
+            pending_and_dead_ones_stay_whatever_their_age
+            unrouted_ones_go_after_the_retention
+            expired_claims_go_and_others_stay
+            more_than_one_step_is_swept_in_one_go
+        );
+    };
+    ($engine:expr, $area:ident: $($promise:ident)*) => {
+        mod $area {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    crate::$area::$promise(crate::support::Bench::new($engine).await).await;
+                }
+            )*
+        }
+    };
+}
+
+mod embedded {
+    conformance!(Box::new(crate::sqlite::Embedded::new()));
+}
