@@ -148,6 +148,12 @@ impl App {
         for section in needs_restart(&parts.started_with, &config) {
             tracing::warn!(section, "differs from what is running; takes effect at the next start only");
         }
+        for (name, depth) in parts.store.depths() {
+            if depth.pending > 0 && !config.destinations.iter().any(|destination| destination.name == name) {
+                let pending = depth.pending;
+                tracing::warn!(destination = %name, pending, "not in the file any more; what waits for it stays stored");
+            }
+        }
         parts.lanes.apply(&config.destinations);
         parts.ingest.apply(&config);
         parts.config.store(Arc::new(config));

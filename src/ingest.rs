@@ -47,6 +47,7 @@ pub struct Ingest {
     routes: ArcSwap<Routes>,
     gate: Gate,
     budget: Budget,
+    header_bytes: usize,
     body_read: Duration,
     ack_deadline: Duration,
 }
@@ -64,6 +65,7 @@ impl Ingest {
         let ingest = Self {
             routes: ArcSwap::from_pointee(Routes::new(config)),
             budget: Budget::new(config.limits.in_flight),
+            header_bytes: config.limits.header_bytes,
             body_read: config.limits.body_read,
             ack_deadline: config.listen.ack_deadline,
             clock,
@@ -98,7 +100,7 @@ impl Ingest {
         // Only HTTP/1 has to close: what is left of a refused body would be taken for the next request.
         let unread = http1 && !body.is_end_stream();
 
-        if let Err(rejection) = head::check(&head) {
+        if let Err(rejection) = head::check(&head, self.header_bytes) {
             // Where the head was misread, so may be where it ended.
             return self.refuse(UNMATCHED, &rejection, http1);
         }

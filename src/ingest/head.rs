@@ -39,8 +39,10 @@ const FORWARDING: [HeaderName; 5] = [
 pub(super) const LINES_MAX: usize = 100;
 
 /// The rules of HTTP that hyper leaves to the service: one authority, an origin-form target, unambiguous framing.
-pub(super) fn check(head: &Parts) -> Result<(), Rejection> {
-    if head.headers.len() > LINES_MAX {
+pub(super) fn check(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
+    // As on the wire: a colon, a space and a line's end. hyper only bounds its buffer, which is larger.
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if head.headers.len() > LINES_MAX || bytes > header_bytes_max {
         return Err(Rejection::HeadTooLarge);
     }
     let mut hosts = head.headers.get_all(HOST).iter();
@@ -207,7 +209,7 @@ mod tests {
     #[test]
     fn heads() {
         let check = |target, headers: &[(&str, &str)], expected: bool| {
-            assert_eq!(check(&parts(target, headers)).is_ok(), expected, "{target} {headers:?}");
+            assert_eq!(check(&parts(target, headers), 200).is_ok(), expected, "{target} {headers:?}");
         };
         check("/a", &[("host", "x")], true);
         check("/a?b=%2e", &[("host", "x:80"), ("content-length", "1")], true);
@@ -219,6 +221,8 @@ mod tests {
         check("/a", &[("host", "x:abc")], false);
         check("/a", &[("host", ":80")], false);
         check("/a", &[("host", "[::1]:80")], true);
+        check("/a", &[("host", "x"), ("y", &"z".repeat(186))], true);
+        check("/a", &[("host", "x"), ("y", &"z".repeat(187))], false);
         check("/a", &[("host", "u@x")], false);
         check("http://x/a", &[("host", "x")], false);
         check("/a", &[("host", "x"), ("content-length", "1"), ("transfer-encoding", "chunked")], false);
