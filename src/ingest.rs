@@ -95,18 +95,18 @@ impl Ingest {
     /// Answers one request.
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
         let routes = self.routes.load_full();
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let http1 = head.version < Version::HTTP_2;
         // Only HTTP/1 has to close: what is left of a refused body would be taken for the next request.
         let unread = http1 && !body.is_end_stream();
 
         if let Err(rejection) = head::check(&head, self.header_bytes) {
             // Where the head was misread, so may be where it ended.
-            return self.refuse(UNMATCHED, &rejection, http1);
+            return self.refuse_unread(UNMATCHED, &rejection, body, http1);
         }
         let entry = match routes.find(head.uri.path()) {
             Ok(entry) => Arc::clone(entry),
-            Err(rejection) => return self.refuse(UNMATCHED, &rejection, unread),
+            Err(rejection) => return self.refuse_unread(UNMATCHED, &rejection, body, unread),
         };
         let source = &entry.source;
         let sender = head::sender(&head.headers, peer.address, &routes.trusted_proxies);
@@ -121,12 +121,12 @@ impl Ingest {
             .and_then(|()| self.budget.reserve(body.size_hint().exact(), source.body_max));
         let reservation = match early {
             Ok(reservation) => reservation,
-            Err(rejection) => return self.refuse(&source.name, &rejection, unread),
+            Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),
         };
-        let read = body::read(body, source.body_max, self.body_read, reservation).await;
-        let (body, reservation) = match read {
+        let read = body::read(&mut body, source.body_max, self.body_read, reservation).await;
+        let (bytes, reservation) = match read {
             Ok(read) => read,
-            Err(rejection) => return self.refuse(&source.name, &rejection, unread),
+            Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),
         };
 
         let last_byte = Instant::now();
@@ -140,7 +140,7 @@ impl Ingest {
             method: head.method,
             target,
             headers: head::cleaned(head.headers, peer.address, &routes.trusted_proxies),
-            body,
+            body: bytes,
         };
         // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.
         let settled = tokio::spawn(Arc::clone(&self).accept(Arc::clone(&entry), received, reservation));
@@ -248,9 +248,23 @@ impl Ingest {
         }
     }
 
-    fn refuse(&self, source: &str, rejection: &Rejection, unread: bool) -> Response<Full<Bytes>> {
+    fn refuse(&self, source: &str, rejection: &Rejection, close: bool) -> Response<Full<Bytes>> {
         self.count(source, rejection);
-        rejection.response(unread)
+        rejection.response(close)
+    }
+
+    /// Refuses a request of whose body something may be left.
+    fn refuse_unread(
+        &self,
+        source: &str,
+        rejection: &Rejection,
+        body: Incoming,
+        close: bool,
+    ) -> Response<Full<Bytes>> {
+        if !close && !body.is_end_stream() {
+            tokio::spawn(body::discard(body));
+        }
+        self.refuse(source, rejection, close)
     }
 
     fn count(&self, source: &str, rejection: &Rejection) {

@@ -19,6 +19,9 @@ const RATE_MIN: f64 = 1024.0;
 /// A request takes the budget in steps of this many bytes, each before it is read. Not all of a declared length at
 /// once: who declares much and sends little would keep everybody else out.
 const STEP: u64 = 64 << 10;
+/// How much of a refused body is thrown away, and for how long.
+const DISCARD_BYTES_MAX: usize = 32 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 /// What is allocated on a sender's word alone.
 const ALLOCATE_MAX: usize = 256 << 10;
 
@@ -78,7 +81,7 @@ impl Reservation {
 
 /// Reads the whole body.
 pub(super) async fn read<B>(
-    mut body: B,
+    body: &mut B,
     body_max: u64,
     body_read: Duration,
     mut reservation: Reservation,
@@ -119,6 +122,26 @@ where
     Ok((whole.freeze(), reservation))
 }
 
+/// Throws away what a sender still sends of a body that was refused. On HTTP/2 the alternative is to reset the stream,
+/// after which common clients do not show the answer.
+pub(super) async fn discard<B>(mut body: B)
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut left = DISCARD_BYTES_MAX;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            if length > left {
+                break;
+            }
+            left -= length;
+        }
+    };
+    // Whoever needs longer is reset after all.
+    let _ = tokio::time::timeout(DISCARD_TIME, all).await;
+}
+
 #[cfg(test)]
 mod tests {
     use http_body_util::{Full, StreamBody};
@@ -135,7 +158,8 @@ mod tests {
     async fn check(sizes: &[usize], body_max: u64, budget: u64) -> Result<usize, Rejection> {
         let budget = Budget::new(budget);
         let reservation = budget.reserve(None, body_max)?;
-        let (body, reservation) = read(chunks(sizes), body_max, Duration::from_secs(30), reservation).await?;
+        let (body, reservation) =
+            read(&mut chunks(sizes), body_max, Duration::from_secs(30), reservation).await?;
         assert!(budget.used() >= i64::try_from(body.len()).unwrap());
         drop(reservation);
         assert_eq!(budget.used(), 0);
@@ -170,8 +194,9 @@ mod tests {
         drop(held);
         let (length, body_max) = (700_000, 1 << 20);
         let reservation = budget.reserve(Some(length as u64), body_max).unwrap();
-        let pieces = chunks(&[300_000, 300_000, 100_000]);
-        let (body, reservation) = read(pieces, body_max, Duration::from_secs(30), reservation).await.unwrap();
+        let mut pieces = chunks(&[300_000, 300_000, 100_000]);
+        let (body, reservation) =
+            read(&mut pieces, body_max, Duration::from_secs(30), reservation).await.unwrap();
         assert_eq!((body.len(), reservation.bytes()), (length, length));
     }
 
@@ -180,7 +205,7 @@ mod tests {
         let sent = Bytes::from(vec![7; 300]);
         let reservation = Budget::new(1_000).reserve(Some(300), 1_000).unwrap();
         let (body, _) =
-            read(Full::new(sent.clone()), 1_000, Duration::from_secs(30), reservation).await.unwrap();
+            read(&mut Full::new(sent.clone()), 1_000, Duration::from_secs(30), reservation).await.unwrap();
         assert_eq!(body.as_ptr(), sent.as_ptr());
     }
 
@@ -192,8 +217,8 @@ mod tests {
         });
         let began = Instant::now();
         let reservation = Budget::new(1 << 20).reserve(None, 1 << 20).unwrap();
-        let body = StreamBody::new(Box::pin(drip));
-        let refused = read(body, 1 << 20, Duration::from_secs(30), reservation).await;
+        let mut body = StreamBody::new(Box::pin(drip));
+        let refused = read(&mut body, 1 << 20, Duration::from_secs(30), reservation).await;
         assert!(matches!(refused, Err(Rejection::BodyTooSlow)));
         assert!(began.elapsed() < Duration::from_secs(7));
     }
