@@ -1,6 +1,7 @@
 # Two stages: the toolchain stays behind. Build: docker build -t countersign .
 # Run (read-only root, everything that changes lives in the volume):
-#   docker run --read-only -p 8080:8080 -v countersign:/var/lib/countersign -v ./countersign.toml:/etc/countersign/countersign.toml:ro countersign
+# A drain may take 25 s, Docker's patience is 10 s:
+#   docker run --read-only --stop-timeout 30 -p 8080:8080 -v countersign:/var/lib/countersign -v ./countersign.toml:/etc/countersign/countersign.toml:ro countersign
 # with `store.path = "/var/lib/countersign"` in the configuration.
 
 FROM rust:1.95-slim-bookworm AS build
@@ -16,7 +17,8 @@ RUN COUNTERSIGN_REVISION="$REVISION" cargo build --release --locked --bin counte
 FROM debian:bookworm-slim
 # The roots that backends' certificates are checked against.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin countersign \
+    && groupadd --gid 10001 countersign \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin countersign \
     && install -d -o countersign -g countersign -m 0700 /var/lib/countersign
 COPY --from=build /build/target/release/countersign /usr/local/bin/countersign
 USER 10001:10001

@@ -144,7 +144,11 @@ impl Ingest {
         };
         // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.
         let settled = tokio::spawn(Arc::clone(&self).accept(Arc::clone(&entry), received, reservation));
-        let outcome = match tokio::time::timeout_at(last_byte + self.ack_deadline, settled).await {
+        let in_time = tokio::time::timeout_at(last_byte + self.ack_deadline, settled).await;
+        // Late answers too: they are the slowest, and what an operator looks for.
+        let ack_duration = self.metrics.ingest_ack_duration.with_label_values(&[&*source.name]);
+        ack_duration.observe(last_byte.elapsed().as_secs_f64());
+        let outcome = match in_time {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => return self.refuse(&source.name, &Rejection::Internal, false),
             Err(_) => {
@@ -152,10 +156,6 @@ impl Ingest {
                 return Rejection::Overloaded.response(false);
             }
         };
-        self.metrics
-            .ingest_ack_duration
-            .with_label_values(&[&*source.name])
-            .observe(last_byte.elapsed().as_secs_f64());
         match outcome {
             Ok(()) => answer::ack(&source.ack),
             Err(rejection) => rejection.response(false),

@@ -126,6 +126,8 @@ fn a_store_that_is_slow_is_a_503_at_the_deadline_and_what_became_of_it_is_counte
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some());
     assert_eq!(gateway.metric("countersign_ingest_late_total{source=\"github\"}"), Some(1.0));
+    let acks = "countersign_ingest_ack_duration_seconds_count{source=\"github\"}";
+    assert_eq!(gateway.metric(acks), Some(1.0), "late answers are measured, too");
     other.execute_batch("COMMIT").unwrap();
     // The provider tries again; whichever of the two came first, it is stored once.
     assert_eq!(post.send(gateway.listen).status, 200);
