@@ -63,11 +63,12 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] BindError),
     /// The operators' listener cannot be set up.
-    #[error("cannot listen on {address} (admin.address): {error}")]
+    #[error("cannot listen on {address} (admin.address)")]
     Admin {
         /// The configured address.
         address: SocketAddr,
         /// Why.
+        #[source]
         error: std::io::Error,
     },
 }

@@ -61,14 +61,18 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    fn exit(self) -> ExitCode {
-        let (code, text) = match self {
+    fn into_parts(self) -> (u8, String) {
+        match self {
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (64, text),
             Self::Unreachable(text) => (69, text),
             Self::Io(text) => (74, text),
             Self::Config(text) => (78, text),
-        };
+        }
+    }
+
+    fn exit(self) -> ExitCode {
+        let (code, text) = self.into_parts();
         if !text.is_empty() {
             say_error(text.trim_end());
         }
@@ -101,6 +105,11 @@ pub(crate) fn run() -> ExitCode {
     done.map_or_else(Failure::exit, |()| ExitCode::SUCCESS)
 }
 
+/// An error with its causes, in one line.
+fn chain(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
+}
+
 /// Prints a line to standard output; a closed pipe (`| head`) is the reader's decision, not an error.
 pub(crate) fn say(line: &str) {
     use std::io::Write as _;
@@ -110,6 +119,14 @@ pub(crate) fn say(line: &str) {
 fn say_error(line: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A runtime for a gateway.
+fn full_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Io(format!("cannot start: {error}")))
 }
 
 /// A runtime for a command that does one thing.

@@ -6,7 +6,7 @@ use countersign::clock::Clock;
 use countersign::config::{self, Config};
 use countersign::ingest::check_certificate;
 
-use super::{Failure, say, say_error};
+use super::{Failure, chain, say, say_error};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -33,11 +33,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 pub(super) fn load(path: &Path) -> Result<Config, Failure> {
     let config = config::load(path, &config::environment, Clock::system().now())
-        .map_err(|error| Failure::Config(error.to_string()))?;
+        .map_err(|error| Failure::Config(chain(error)))?;
     if let Some(tls) = &config.listen.tls {
         // What is wrong inside the files is part of the configuration, too: found here, not at the start.
-        check_certificate(tls)
-            .map_err(|error| Failure::Config(format!("{}: error: listen.tls: {error}", path.display())))?;
+        check_certificate(tls).map_err(|error| {
+            Failure::Config(format!("{}: error: listen.tls: {}", path.display(), chain(error)))
+        })?;
     }
     Ok(config)
 }

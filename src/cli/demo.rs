@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign::app::{App, DRAIN};
 use countersign::clock::{Clock, Timestamp, earlier};
-use countersign::config;
 use countersign::secret::Secret;
 use countersign::verify::{Message, Signer, preset};
 use http::header::CONTENT_TYPE;
@@ -15,7 +14,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use tokio::time::Instant;
 
 use super::http::Client;
-use super::{Failure, say};
+use super::{Failure, chain, check, full_runtime, say};
 
 mod backend;
 
@@ -57,11 +56,7 @@ const SENDERS: [Sender; 7] = [
 ];
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Io(format!("cannot start: {error}")))?;
-    runtime.block_on(play(arguments.seconds.map(Duration::from_secs)))
+    full_runtime()?.block_on(play(arguments.seconds.map(Duration::from_secs)))
 }
 
 async fn play(at_least: Option<Duration>) -> Result<(), Failure> {
@@ -74,7 +69,7 @@ async fn play(at_least: Option<Duration>) -> Result<(), Failure> {
     let manners = [("swift", Manner::Swift), ("sleepy", Manner::Sleepy(NAP)), ("flaky", Manner::FailsTwice)];
     let mut destinations = String::new();
     for (name, manner) in manners {
-        let address = backends.start(name, manner).await.map_err(|error| Failure::Io(error.to_string()))?;
+        let address = backends.start(name, manner).await.map_err(|error| Failure::Io(chain(error)))?;
         destinations += &format!(
             "\n[[destination]]\nname = \"{name}\"\nurl = \"http://{address}/hooks\"\n\
              retry = {{ initial = \"1s\", jitter = \"none\" }}\n\
@@ -94,9 +89,8 @@ async fn play(at_least: Option<Duration>) -> Result<(), Failure> {
         sources.concat()
     );
     std::fs::write(&file, text).map_err(|error| Failure::Io(format!("{}: {error}", file.display())))?;
-    let config = config::load(&file, &config::environment, Clock::system().now())
-        .map_err(|error| Failure::Config(error.to_string()))?;
-    let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(error.to_string()))?;
+    let config = check::load(&file)?;
+    let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(chain(error)))?;
 
     say("Countersign demo: everything on loopback, in a temporary directory that vanishes afterwards.\n");
     say(&format!("  gateway    http://{}  where providers send to", app.listen_address()));

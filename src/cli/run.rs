@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use countersign::app::{App, DRAIN};
 use countersign::clock::Clock;
+use countersign::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::logging::{self, LogFormat};
-use super::{Failure, check, say};
+use super::{Failure, chain, check, full_runtime, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -22,17 +23,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(arguments.log_format, "info");
-    let config = check::load(&arguments.config)?;
-    for warning in &config.warnings {
-        tracing::warn!("{}", warning.trim_end());
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Io(format!("cannot start: {error}")))?;
+    let config = load_and_warn(arguments)?;
+    let runtime = full_runtime()?;
     runtime.block_on(async {
-        let app =
-            App::start(config, Clock::system()).await.map_err(|error| Failure::Io(error.to_string()))?;
+        let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(chain(error)))?;
         steer(app, arguments).await
     })
 }
@@ -64,20 +58,20 @@ async fn steer(app: App, arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn reload(app: &App, arguments: &Arguments) {
-    let reloaded = check::load(&arguments.config)
-        .map_err(|failure| match failure {
-            Failure::Config(text) => text,
-            other => format!("{other:?}"),
-        })
-        .and_then(|config| {
-            for warning in &config.warnings {
-                tracing::warn!("{}", warning.trim_end());
-            }
-            app.reload(config).map_err(|error| error.to_string())
-        });
+    let reloaded = load_and_warn(arguments)
+        .map_err(|failure| failure.into_parts().1)
+        .and_then(|config| app.reload(config).map_err(chain));
     app.note_reload(reloaded.is_ok());
     match reloaded {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(problems) => tracing::error!(problems, "reload refused; the old configuration stays in force"),
     }
+}
+
+fn load_and_warn(arguments: &Arguments) -> Result<Config, Failure> {
+    let config = check::load(&arguments.config)?;
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.trim_end());
+    }
+    Ok(config)
 }

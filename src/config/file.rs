@@ -19,11 +19,12 @@ use crate::reader::{Problem, Problems, Severity, Table, read_document};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("{}: error: the file cannot be read: {error}", path.display())]
+    #[error("{}: error: the file cannot be read", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Its content is wrong.

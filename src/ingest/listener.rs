@@ -127,11 +127,12 @@ impl Listener {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address} (listen.address)")]
     Address {
         /// The configured address.
         address: SocketAddr,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The certificate cannot be used.

@@ -16,37 +16,41 @@ use crate::config::Tls;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// It cannot be read.
-    #[error("{path}: cannot be read: {error}")]
+    #[error("{} cannot be read", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: std::io::Error,
     },
     /// It is not PEM, or does not hold what it should.
-    #[error("{path}: no {wanted} in PEM form: {error}")]
+    #[error("{} holds no {wanted} in PEM form", path.display())]
     NotPem {
         /// The file.
         path: PathBuf,
         /// What it should hold.
         wanted: &'static str,
         /// Why.
+        #[source]
         error: pem::Error,
     },
     /// The parts do not fit each other.
-    #[error("{path}: {error}")]
+    #[error("{} cannot be used with its key", path.display())]
     Unusable {
         /// The certificate file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: rustls::Error,
     },
     /// The client authorities cannot be used.
-    #[error("{path}: {error}")]
+    #[error("{} cannot be used as authorities of client certificates", path.display())]
     Authorities {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: rustls::server::VerifierBuilderError,
     },
 }

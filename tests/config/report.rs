@@ -124,15 +124,11 @@ fn a_file_that_cannot_be_read_is_an_error_too() {
         assert!(matches!(error, ConfigError::Unreadable { .. }));
         assert_eq!((error.to_string().as_str(), error.count()), (expected, 1));
     };
-    check(
-        Path::new("/nonexistent/c.toml"),
-        "/nonexistent/c.toml: error: the file cannot be read: No such file or directory (os error 2)",
-    );
+    check(Path::new("/nonexistent/c.toml"), "/nonexistent/c.toml: error: the file cannot be read");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("c.toml");
     std::fs::write(&path, b"\xff").unwrap();
-    let expected =
-        format!("{}: error: the file cannot be read: stream did not contain valid UTF-8", path.display());
+    let expected = format!("{}: error: the file cannot be read", path.display());
     check(&path, &expected);
 }
 

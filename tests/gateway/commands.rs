@@ -66,6 +66,36 @@ fn check_reports_every_problem_in_one_run() {
 }
 
 #[test]
+fn a_failure_tells_its_cause() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    let write = |first: &str| {
+        let rest = "admin.address = \"127.0.0.1:0\"\n[[source]]\nname = \"open\"\nverify = \"none\"\nto = [\"x\"]\n\
+                    [[destination]]\nname = \"x\"\nurl = \"http://127.0.0.1:1/\"\n";
+        std::fs::write(&path, format!("{first}\n{rest}")).unwrap();
+    };
+    let path = path.to_str().unwrap();
+    write("listen.address = \"127.0.0.1:0\"\nstore.path = \"/proc/nowhere\"");
+    check(&["run", "--config", path], 74, &["/proc/nowhere", "os error"]);
+    check(&["run", "--config", "/nonexistent.toml"], 78, &["os error"]);
+
+    // A key of another certificate used to be found at the start only, as an I/O failure.
+    let [one, other] =
+        [(); 2].map(|()| rcgen::generate_simple_self_signed(["x.example".to_owned()]).unwrap());
+    std::fs::write(directory.path().join("cert.pem"), one.cert.pem()).unwrap();
+    std::fs::write(directory.path().join("key.pem"), other.signing_key.serialize_pem()).unwrap();
+    write("listen = { address = \"127.0.0.1:0\", tls = { cert = \"cert.pem\", key = \"key.pem\" } }");
+    for command in ["check", "run"] {
+        check(&[command, "--config", path], 78, &["listen.tls", "cert.pem", "KeyMismatch"]);
+    }
+}
+
+#[test]
+fn the_demo_delivers_everything_that_it_accepted() {
+    check(&["demo"], 0, &["forged", "stale", "duplicates absorbed 1", "refused 2", "missing 0"]);
+}
+
+#[test]
 fn providers_are_listed() {
     check(&["providers"], 0, &["standard-webhooks", "hostwares", "ownstak"]);
     check(&["providers", "github"], 0, &["https://docs.github.com"]);
