@@ -123,14 +123,15 @@ pub enum StoreError {
     /// Less space is left than the reserve, or the disk is full. Passes by itself.
     #[error("the disk is below its reserve")]
     DiskFull,
-    /// A write or an fsync failed: nothing that the operating system says about the file can be believed any more.
-    #[error("the store has shut itself after a failed write: {0}")]
+    /// A write or an fsync failed, so that nothing that the operating system says about the file can be believed any
+    /// more; or the file is damaged.
+    #[error("the store has shut itself: {0}")]
     Latched(String),
     /// The store is being closed.
     #[error("the store is closed")]
     Closed,
-    /// Reading failed; the store goes on.
-    #[error("reading the store failed: {0}")]
+    /// This one thing cannot be read, or not be stored; the store goes on.
+    #[error("the store cannot do this: {0}")]
     Read(String),
 }
 

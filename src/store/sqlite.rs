@@ -94,6 +94,12 @@ pub enum OpenError {
         /// The database.
         file: PathBuf,
     },
+    /// Another program is in the middle of reading or writing the file.
+    #[error("{} is being used by another program: close every `sqlite3` and whatever else reads it", file.display())]
+    Busy {
+        /// The database.
+        file: PathBuf,
+    },
     /// The file is no database, or a damaged one.
     #[error(
         "{} is damaged or not a database: restore it from a backup, or move it aside together with its -wal and -shm \
@@ -146,14 +152,23 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     let failed = |error| schema::failure(&file, error);
 
     let connection = schema::open_writer(&file)?;
-    connection
-        .execute(
-            "UPDATE forward INDEXED BY forward_pending SET state = 'waiting'
-             WHERE settled_at IS NULL AND state = 'in_flight'",
-            [],
-        )
-        .map_err(failed)?;
-    let depths = Arc::new(Depths::load(&connection).map_err(failed)?);
+    let depths = resume(&connection).and_then(|()| Depths::load(&connection)).or_else(|error| {
+        if !row::is_damage(&error) {
+            return Err(failed(error));
+        }
+        // The indexes are all that has been read, and can be made anew from the tables.
+        tracing::error!(%error, "damaged index, rebuilding all");
+        let rebuilt = schema::rebuild(&connection, "").and_then(|()| resume(&connection));
+        let rebuilt = rebuilt.and_then(|()| Depths::load_rebuilt(&connection));
+        rebuilt.map_err(|source| {
+            if row::is_damage(&source) {
+                OpenError::Damaged { file: file.clone(), source }
+            } else {
+                failed(source)
+            }
+        })
+    });
+    let depths = Arc::new(depths?);
     let readers = Readers::open(&file)?;
     directory::sync(&directory).map_err(unusable)?;
 
@@ -169,6 +184,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         depths: Arc::clone(&depths),
         metrics,
         checkpoint_at: writer::CHECKPOINT_PAGES,
+        rebuilt: false,
         held,
         _watch: watch,
         running: ended,
@@ -178,6 +194,16 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
     Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running })
+}
+
+/// Lets what was in flight wait again.
+fn resume(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    connection.execute(
+        "UPDATE forward INDEXED BY forward_pending SET state = 'waiting'
+         WHERE settled_at IS NULL AND state = 'in_flight'",
+        [],
+    )?;
+    Ok(())
 }
 
 impl Sqlite {
@@ -257,7 +283,7 @@ impl Store for Sqlite {
     async fn delivery(&self, id: Id) -> Result<Option<Delivery>, StoreError> {
         let loaded = self.read(move |connection| match row::load(connection, id) {
             Ok(delivery) => Ok(Ok(delivery)),
-            Err(LoadError::Damaged(what)) => Ok(Err(StoreError::Read(what))),
+            Err(LoadError::Damaged(what) | LoadError::Unreadable(what)) => Ok(Err(StoreError::Read(what))),
             Err(LoadError::Sqlite(error)) => Err(error),
         });
         loaded.await?

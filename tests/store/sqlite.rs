@@ -132,7 +132,7 @@ async fn a_flipped_bit_sets_one_delivery_aside_and_no_other() {
         ids.push(bench.stored(Draft { body: Bytes::from_static(body.as_bytes()), ..draft(id) }).await);
     }
     bench.store.close().await;
-    flip(&database(&root), b"second body");
+    flip(&database(&root), b"", b"second body", 1);
     bench.restart().await;
 
     let leased: Vec<_> = bench.leased("a", at(0)).await.iter().map(|lease| lease.delivery.id).collect();
@@ -147,11 +147,70 @@ async fn a_flipped_bit_sets_one_delivery_aside_and_no_other() {
     assert_eq!(bench.depth("a").dead, 1);
 }
 
-fn flip(file: &Path, pattern: &[u8]) {
+/// Flips a bit of what stands between `before` and the rest of `pattern`, of which there is one.
+fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
     let mut bytes = std::fs::read(file).unwrap();
-    let at = bytes.windows(pattern.len()).position(|window| window == pattern).unwrap();
-    bytes[at] ^= 1;
+    let whole = [before, pattern].concat();
+    let at = bytes.windows(whole.len()).position(|window| window == whole).unwrap();
+    bytes[at + before.len()] ^= bit;
     std::fs::write(file, bytes).unwrap();
+}
+
+/// What stands before the destination in the index of what is pending: the types of the other columns.
+const INDEX_ENTRY: &[u8] = &[44, 5, 0];
+
+/// The index went on listing a forward whose row had another destination by now. It was the first to be due, every time,
+/// and could never be taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forward_that_is_only_in_the_index_does_not_keep_others_waiting() {
+    for (bit, renamed) in [(1, "mane"), (0x80, "\u{fffd}ane")] {
+        let engine = Embedded::new();
+        let (root, metrics) = (Arc::clone(&engine.root), engine.metrics.clone());
+        let mut bench = Bench::new(Box::new(engine)).await;
+        let first = bench.stored(Draft { to: vec!["lane"], ..draft("1") }).await;
+        let second = bench.stored(Draft { to: vec!["lane"], ..draft("2") }).await;
+        bench.store.close().await;
+        flip(&database(&root), first.as_bytes(), b"lane", bit);
+        bench.restart().await;
+
+        assert!(bench.store.lease("lane", 1, at(0)).await.unwrap().is_empty());
+        crate::support::eventually(|| bench.depth("lane").pending == 1).await;
+        assert_eq!((bench.depth(renamed).pending, metrics.store_corrupt_rows.get()), (1, 1));
+        assert_eq!(bench.store.lease("lane", 1, at(0)).await.unwrap()[0].delivery.id, second);
+        bench.restart().await;
+        assert_eq!((bench.depth("lane").pending, bench.depth(renamed).pending), (1, 1));
+        assert_eq!(bench.store.fault(), None);
+    }
+}
+
+/// One bit of an index, which holds nothing that is not in the table as well, had stopped every start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_index_is_rebuilt_at_the_start() {
+    let engine = Embedded::new();
+    let root = Arc::clone(&engine.root);
+    let mut bench = Bench::new(Box::new(engine)).await;
+    let id = bench.stored(Draft { to: vec!["lane"], ..draft("1") }).await;
+    bench.store.close().await;
+    flip(&database(&root), INDEX_ENTRY, b"lanewaiting", 0x80);
+    bench.restart().await;
+    assert_eq!(bench.depth("lane").pending, 1);
+    assert_eq!(bench.leased_one("lane", at(0)).await.delivery.id, id);
+}
+
+/// SQLite refuses to change a row whose index entry it does not find, which had closed the latch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_index_is_rebuilt_when_it_gets_in_the_way() {
+    let engine = Embedded::new();
+    let root = Arc::clone(&engine.root);
+    let mut bench = Bench::new(Box::new(engine)).await;
+    let id = bench.stored(draft("1")).await;
+    bench.store.close().await;
+    flip(&database(&root), id.as_bytes(), &at(0).as_millisecond().to_be_bytes()[2..], 1);
+    bench.restart().await;
+    assert_ne!(bench.depth("a").oldest, Some(at(0)));
+    assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, id);
+    assert_eq!(bench.depth("a"), Depth { pending: 1, dead: 0, oldest: Some(at(0)) });
+    assert_eq!(bench.store.fault(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -45,6 +45,10 @@ impl Health {
         };
         health.look();
         health
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Size of the store's files when they were last looked at.

@@ -2,12 +2,13 @@
 //! transaction, where whatever has changed meanwhile is left out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::row::{self, LoadError};
 use super::writer::{Effects, Work};
-use crate::clock::{Timestamp, from_milliseconds};
+use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::delivery::Delivery;
 use crate::id::Id;
 use crate::store;
@@ -15,10 +16,23 @@ use crate::store;
 /// Bytes of bodies in one lease, beyond which it is cut short: a lane's window must not fill the memory.
 const BYTES_MAX: usize = 16 << 20;
 
+/// When a forward whose delivery the disk did not give away is tried again: not so soon as to be in the way of others.
+const READ_AGAIN: Duration = Duration::from_mins(1);
+
 /// A forward that is due, and its delivery or what is wrong with it.
 pub(super) struct Candidate {
     id: Id,
-    delivery: Result<Arc<Delivery>, String>,
+    /// Milliseconds, as the index has it.
+    due_at: i64,
+    found: Found,
+}
+
+enum Found {
+    Delivery(Arc<Delivery>),
+    /// It will never be readable.
+    Damaged(String),
+    /// It was not readable this time.
+    Unreadable(String),
 }
 
 /// Reads up to `limit` due forwards, oldest due first.
@@ -29,7 +43,7 @@ pub(super) fn due(
     now: Timestamp,
 ) -> rusqlite::Result<Vec<Candidate>> {
     let mut select = connection.prepare_cached(
-        "SELECT delivery FROM forward
+        "SELECT delivery, due_at FROM forward
          WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at <= ?2
          ORDER BY due_at, delivery LIMIT ?3",
     )?;
@@ -41,16 +55,17 @@ pub(super) fn due(
         && bytes < BYTES_MAX
     {
         let id = Id::from_bytes(row.get(0)?);
-        let delivery = match row::load(connection, id) {
+        let found = match row::load(connection, id) {
             Ok(Some(delivery)) => {
                 bytes += delivery.body.len();
-                Ok(Arc::new(delivery))
+                Found::Delivery(Arc::new(delivery))
             }
-            Ok(None) => Err("the delivery is not there".to_owned()),
-            Err(LoadError::Damaged(what)) => Err(what),
+            Ok(None) => Found::Damaged("the delivery is not there".to_owned()),
+            Err(LoadError::Damaged(what)) => Found::Damaged(what),
+            Err(LoadError::Unreadable(what)) => Found::Unreadable(what),
             Err(LoadError::Sqlite(error)) => return Err(error),
         };
-        candidates.push(Candidate { id, delivery });
+        candidates.push(Candidate { id, due_at: row.get(1)?, found });
     }
     Ok(candidates)
 }
@@ -82,9 +97,21 @@ impl Work for Lease {
     ) -> rusqlite::Result<Vec<store::Lease>> {
         let mut leases = Vec::with_capacity(self.candidates.len());
         for candidate in &self.candidates {
-            match &candidate.delivery {
-                Ok(delivery) => leases.extend(self.take(transaction, delivery)?),
-                Err(what) => self.set_aside(transaction, candidate.id, what, effects)?,
+            let matched = match &candidate.found {
+                Found::Delivery(delivery) => {
+                    let lease = self.take(transaction, delivery)?;
+                    let taken = lease.is_some();
+                    leases.extend(lease);
+                    taken
+                }
+                Found::Damaged(what) => self.set_aside(transaction, candidate.id, what, effects)?,
+                Found::Unreadable(what) => self.postpone(transaction, candidate.id, what, effects)?,
+            };
+            // Nothing unusual when it has been taken or settled meanwhile; but then it is not listed any more.
+            if !matched && self.is_listed(transaction, candidate)? {
+                let what = "the index lists a forward that is not in the table".to_owned();
+                effects.corrupt.push((candidate.id, Arc::clone(&self.destination), what));
+                effects.index_damaged = true;
             }
         }
         Ok(leases)
@@ -119,6 +146,36 @@ impl Lease {
             .optional()
     }
 
+    /// Whether the index still has the very entry by which the candidate was found.
+    fn is_listed(&self, transaction: &Transaction<'_>, candidate: &Candidate) -> rusqlite::Result<bool> {
+        let mut select = transaction.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM forward INDEXED BY forward_pending
+                 WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at = ?2 AND delivery = ?3)",
+        )?;
+        select.query_row(params![&*self.destination, candidate.due_at, candidate.id.as_bytes()], |row| {
+            row.get(0)
+        })
+    }
+
+    /// Waiting still, and no longer in the way of others; no attempt has been made.
+    fn postpone(
+        &self,
+        transaction: &Transaction<'_>,
+        id: Id,
+        what: &str,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<bool> {
+        let mut update = transaction.prepare_cached(
+            "UPDATE forward SET due_at = ?3 WHERE delivery = ?1 AND destination = ?2 AND state = 'waiting'",
+        )?;
+        let again = later(self.now, READ_AGAIN).as_millisecond();
+        let matched = update.execute(params![id.as_bytes(), &*self.destination, again])? > 0;
+        if matched {
+            effects.corrupt.push((id, Arc::clone(&self.destination), what.to_owned()));
+        }
+        Ok(matched)
+    }
+
     /// A dead letter: visible, kept, never sent, and no longer in the way of others.
     fn set_aside(
         &self,
@@ -126,7 +183,7 @@ impl Lease {
         id: Id,
         what: &str,
         effects: &mut Effects<'_>,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<bool> {
         let mut update = transaction.prepare_cached(
             "UPDATE forward SET state = 'dead', settled_at = ?3, last_outcome = 'corrupt'
              WHERE delivery = ?1 AND destination = ?2 AND state = 'waiting'
@@ -141,6 +198,40 @@ impl Lease {
             effects.died(&self.destination, from_milliseconds(since));
             effects.corrupt.push((id, Arc::clone(&self.destination), what.to_owned()));
         }
-        Ok(())
+        Ok(since.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+    use crate::store::sqlite::writer::tests::NoLanes;
+
+    /// One unreadable sector had failed each lease of its lane, for good.
+    #[test]
+    fn what_the_disk_does_not_give_away_is_tried_again_later() {
+        let error = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_READ), None);
+        let LoadError::Unreadable(what) = LoadError::from(error) else { panic!("not set aside") };
+
+        let root = tempfile::tempdir().unwrap();
+        let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        connection
+            .execute("INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 3, 7, 0, NULL, NULL)", [])
+            .unwrap();
+        let candidate = Candidate { id: Id::from_bytes([0; 16]), due_at: 7, found: Found::Unreadable(what) };
+        let now = from_milliseconds(1_000);
+        let lease = Lease { destination: "a".into(), candidates: vec![candidate], now };
+        let transaction = connection.transaction().unwrap();
+        let mut effects = Effects::new(&NoLanes);
+        assert!(lease.apply(&transaction, &mut effects).unwrap().is_empty());
+        assert_eq!((effects.corrupt.len(), effects.changes.len()), (1, 0));
+        assert!(!effects.index_damaged);
+        assert_eq!(next_due(&transaction, "a").unwrap(), Some(from_milliseconds(61_000)));
+        let attempts: u32 =
+            transaction.query_row("SELECT attempts FROM forward", [], |row| row.get(0)).unwrap();
+        assert_eq!(attempts, 3);
     }
 }

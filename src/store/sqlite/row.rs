@@ -29,6 +29,8 @@ type Checksum = [u8; 16];
 pub(super) enum LoadError {
     /// The row is damaged or gone: it must not be sent, and reading it again will not help.
     Damaged(String),
+    /// The disk does not give the row away. Another time it may; it must not keep others waiting.
+    Unreadable(String),
     /// The database could not be read.
     Sqlite(rusqlite::Error),
 }
@@ -127,13 +129,18 @@ fn decode(id: Id, row: &Row<'_>) -> Result<Delivery, LoadError> {
 impl From<rusqlite::Error> for LoadError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
+            Some(ErrorCode::SystemIoFailure) => Self::Unreadable(error.to_string()),
             // A broken page under this row is this row's damage; whether there is more, other rows will tell.
-            Some(ErrorCode::DatabaseCorrupt) => Self::Damaged(error.to_string()),
-            Some(_) => Self::Sqlite(error),
-            // Not from SQLite but from us: a value of another type or range than was written.
-            None => Self::Damaged(error.to_string()),
+            _ if is_damage(&error) => Self::Damaged(error.to_string()),
+            _ => Self::Sqlite(error),
         }
     }
+}
+
+/// Whether what was read is not what was written.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    // Without a code it is not from SQLite but from us: a value of another type or range than was written.
+    error.sqlite_error_code().is_none_or(|code| code == ErrorCode::DatabaseCorrupt)
 }
 
 /// Over every column that a backend or an operator may get to see, each with its length.

@@ -20,6 +20,9 @@ const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql")];
 /// For how long an operator's `sqlite3` may hold the write lock before a commit is refused: well below any ack deadline.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// For how long it may hold up the start, with a read that lasts, before the start is given up.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The writer's connection, to a database of the current format of which everything is known to be on disk.
 pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     let failed = |error| failure(file, error);
@@ -43,7 +46,9 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     for (next, migration) in (1..).zip(MIGRATIONS).skip(format as usize) {
         migrate(&mut connection, migration, next).map_err(failed)?;
     }
-    verify_durable(&connection).map_err(failed)?;
+    if !verify_durable(&connection, OPEN_TIMEOUT).map_err(failed)? {
+        return Err(OpenError::Busy { file: file.to_owned() });
+    }
     Ok(connection)
 }
 
@@ -86,9 +91,26 @@ fn migrate(connection: &mut Connection, migration: &str, format: u32) -> rusqlit
 }
 
 /// When the previous process ended after a failed fsync, the log may hold commits that the page cache shows and the
-/// disk has not got, and no later fsync of the log would tell. Copying them into the database writes them anew.
-fn verify_durable(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+/// disk has not got, and no later fsync of the log would tell. Copying them into the database writes them anew. False
+/// when another program kept us from it: the log must not be trusted then.
+fn verify_durable(connection: &Connection, patience: Duration) -> rusqlite::Result<bool> {
+    connection.busy_timeout(patience)?;
+    let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(!busy)
+}
+
+/// Makes an index anew from its table, or all of them when none is named. Forwards whose state is none, which no lane
+/// would ever ask for, become dead letters.
+pub(super) fn rebuild(connection: &Connection, index: &str) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(&format!(
+        "REINDEX {index};
+         UPDATE forward INDEXED BY forward_pending
+         SET state = 'dead', settled_at = due_at, last_outcome = 'corrupt'
+         WHERE settled_at IS NULL AND state NOT IN ('waiting', 'in_flight')"
+    ))?;
+    transaction.commit()
 }
 
 pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {
@@ -97,6 +119,26 @@ pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             OpenError::Damaged { file, source: error }
         }
+        Some(ErrorCode::DatabaseBusy) => OpenError::Busy { file },
         _ => OpenError::Sqlite { file, source: error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With an operator's `sqlite3` in the middle of a read, nothing had been copied and nobody had noticed.
+    #[test]
+    fn a_log_that_somebody_reads_is_not_taken_for_copied() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        let connection = open_writer(&file).unwrap();
+        let operator = Connection::open(&file).unwrap();
+        operator.execute_batch("BEGIN; SELECT count(*) FROM claim").unwrap();
+        connection.execute_batch("CREATE TABLE more (x)").unwrap();
+        assert!(!verify_durable(&connection, Duration::ZERO).unwrap());
+        operator.execute_batch("COMMIT").unwrap();
+        assert!(verify_durable(&connection, Duration::ZERO).unwrap());
     }
 }

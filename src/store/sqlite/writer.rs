@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::depths::{Change, Depths};
 use super::directory::Held;
 use super::health::Health;
+use super::schema;
 use crate::clock::Timestamp;
 use crate::id::Id;
 use crate::metrics::Metrics;
@@ -56,9 +57,23 @@ pub(super) struct Effects<'o> {
     pub(super) wakes: BTreeSet<Arc<str>>,
     /// Forwards that were set aside, and what is wrong with their rows.
     pub(super) corrupt: Vec<(Id, Arc<str>, String)>,
+    /// Whether the index of what is pending was seen to contradict its table.
+    pub(super) index_damaged: bool,
 }
 
-impl Effects<'_> {
+impl<'o> Effects<'o> {
+    pub(super) fn new(outlet: &'o dyn Outlet) -> Self {
+        Self {
+            outlet,
+            deliveries: 0,
+            changes: Vec::new(),
+            dispatches: Vec::new(),
+            wakes: BTreeSet::new(),
+            corrupt: Vec::new(),
+            index_damaged: false,
+        }
+    }
+
     pub(super) fn pending(&mut self, destination: &Arc<str>, since: Timestamp) {
         self.change(destination, Some((since, 1)), 0);
     }
@@ -124,6 +139,16 @@ impl<W: Work> Queued for Job<W> {
     }
 }
 
+/// Why a batch was not committed.
+enum Failure {
+    /// By this piece of work, whatever else is in the batch.
+    One(usize, StoreError),
+    /// By an index that contradicts its table.
+    Index(rusqlite::Error),
+    /// By what would have failed any.
+    All(StoreError),
+}
+
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) queue: mpsc::Receiver<Box<dyn Queued>>,
@@ -133,6 +158,8 @@ pub(super) struct Writer {
     pub(super) metrics: Metrics,
     /// Pages in the log at which it is copied next.
     pub(super) checkpoint_at: i64,
+    /// Whether the indexes have been rebuilt: what contradicts itself again is damaged beyond that.
+    pub(super) rebuilt: bool,
     /// Given up last, when the database is closed.
     pub(super) held: Held,
     /// Keeps the watch over the file system going for as long as there is a writer.
@@ -165,16 +192,21 @@ impl Writer {
         }
         let outlet = Arc::clone(&self.outlet);
         let committed = catch_unwind(AssertUnwindSafe(|| self.commit(&mut batch, &*outlet)));
-        match committed.unwrap_or_else(|_| Err(self.health.latch("the writer panicked".to_owned()))) {
+        let panicked = |_| Err(Failure::All(self.health.latch("the writer panicked".to_owned())));
+        match committed.unwrap_or_else(panicked) {
             Ok(mut effects) => {
+                let index_damaged = effects.index_damaged;
                 self.depths.apply(std::mem::take(&mut effects.changes));
                 answer(batch, &Ok(()));
                 if catch_unwind(AssertUnwindSafe(|| self.perform(effects))).is_err() {
                     self.health.latch("the outlet panicked".to_owned());
                 }
+                if index_damaged && let Err(error) = self.rebuild("forward_pending", None) {
+                    tracing::error!(%error, "index of what is pending not rebuilt");
+                }
                 self.checkpoint();
             }
-            Err(StoreError::DiskFull) if batch.iter().any(|job| job.adds()) => {
+            Err(Failure::All(StoreError::DiskFull)) if batch.iter().any(|job| job.adds()) => {
                 // Deliveries that are stored already can still be settled and leased: that needs next to no space.
                 let (adding, others) = batch.into_iter().partition(|job| job.adds());
                 answer(adding, &Err(StoreError::DiskFull));
@@ -182,7 +214,36 @@ impl Writer {
                     self.process(others);
                 }
             }
-            Err(error) => answer(batch, &Err(error)),
+            Err(Failure::All(error)) => answer(batch, &Err(error)),
+            Err(Failure::One(index, error)) => {
+                tracing::error!(%error, "refused what cannot be done");
+                batch.remove(index).answer(Err(error));
+                if !batch.is_empty() {
+                    self.process(batch);
+                }
+            }
+            Err(Failure::Index(error)) => match self.rebuild("", Some(error)) {
+                Ok(()) => self.process(batch),
+                Err(error) => answer(batch, &Err(error)),
+            },
+        }
+    }
+
+    /// Makes an index anew from its table, or all of them when none is named, and counts again. Not twice.
+    fn rebuild(&mut self, index: &str, found: Option<rusqlite::Error>) -> Result<(), StoreError> {
+        if std::mem::replace(&mut self.rebuilt, true) {
+            let what = found.map_or("rows are not where they belong".to_owned(), |error| error.to_string());
+            return Err(self.health.latch(self.damaged(&what)));
+        }
+        tracing::error!(index, "an index contradicts its table, rebuilding");
+        let rebuilt =
+            schema::rebuild(&self.connection, index).and_then(|()| Depths::load_rebuilt(&self.connection));
+        match rebuilt {
+            Ok(depths) => {
+                self.depths.replace(depths);
+                Ok(())
+            }
+            Err(error) => Err(self.judge(&error)),
         }
     }
 
@@ -190,27 +251,34 @@ impl Writer {
         &mut self,
         batch: &mut [Box<dyn Queued>],
         outlet: &'o dyn Outlet,
-    ) -> Result<Effects<'o>, StoreError> {
+    ) -> Result<Effects<'o>, Failure> {
         let started = Instant::now();
-        let mut effects = Effects {
-            outlet,
-            deliveries: 0,
-            changes: Vec::new(),
-            dispatches: Vec::new(),
-            wakes: BTreeSet::new(),
-            corrupt: Vec::new(),
-        };
-        let transact = || {
+        let mut effects = Effects::new(outlet);
+        let mut current = None;
+        let mut transact = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            for job in batch {
+            for (index, job) in batch.iter_mut().enumerate() {
+                current = Some(index);
                 job.apply(&transaction, &mut effects)?;
             }
+            current = None;
             transaction.commit()
         };
         let outcome = transact();
         self.metrics.store_commit_duration.observe(started.elapsed().as_secs_f64());
         if let Err(error) = outcome {
-            return Err(self.judge(&error));
+            return Err(match current {
+                // Rolled back, nothing of this has been written.
+                Some(index) if is_its_own(&error) && self.connection.is_autocommit() => {
+                    Failure::One(index, StoreError::Read(error.to_string()))
+                }
+                _ if error.sqlite_extended_error_code() == Some(ffi::SQLITE_CORRUPT_INDEX)
+                    && self.connection.is_autocommit() =>
+                {
+                    Failure::Index(error)
+                }
+                _ => Failure::All(self.judge(&error)),
+            });
         }
         if effects.deliveries > 0 {
             self.metrics.store_commit_deliveries.observe(effects.deliveries.into());
@@ -221,7 +289,7 @@ impl Writer {
     fn perform(&self, effects: Effects<'_>) {
         for (id, destination, what) in effects.corrupt {
             self.metrics.store_corrupt_rows.inc();
-            tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside as a dead letter");
+            tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside");
         }
         for (lease, slot) in effects.dispatches {
             self.outlet.dispatch(lease, slot);
@@ -274,8 +342,19 @@ impl Writer {
             }
             // Somebody holds the write lock: nothing of ours has been written.
             Some((ErrorCode::DatabaseBusy, _)) if self.connection.is_autocommit() => StoreError::Busy,
-            _ => self.health.latch(error.to_string()),
+            Some((ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _)) => {
+                self.health.latch(self.damaged(&error.to_string()))
+            }
+            _ => self.health.latch(format!("a failed write: {error}")),
         }
+    }
+
+    fn damaged(&self, what: &str) -> String {
+        format!(
+            "{} is damaged ({what}): restore it from a backup, or move it aside together with its -wal and -shm files \
+             and salvage what it holds with `sqlite3 FILE .recover`",
+            self.health.file().display()
+        )
     }
 
     fn finish(self) {
@@ -295,6 +374,17 @@ impl Writer {
     }
 }
 
+/// Whether a failure is that of a single value: one that is not what we wrote, or one that is larger than SQLite takes.
+fn is_its_own(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    ) || error.sqlite_error_code() == Some(ErrorCode::TooBig)
+}
+
 fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
     for job in batch {
         job.answer(outcome.clone());
@@ -302,11 +392,11 @@ fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::store::sqlite::{directory, schema};
+    use crate::store::sqlite::directory;
 
-    /// Work that is one statement; one that is not SQL panics, as a bug of ours would.
+    /// Work that is one statement, after `READ` one that returns a byte; one that is not SQL panics, as a bug of ours would.
     struct Sql<const ADDS: bool>(&'static str);
 
     impl<const ADDS: bool> Work for Sql<ADDS> {
@@ -316,14 +406,17 @@ mod tests {
 
         fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<usize> {
             assert_ne!(self.0, "panic");
-            transaction.execute(self.0, [])
+            match self.0.strip_prefix("READ ") {
+                Some(sql) => transaction.query_row(sql, [], |row| row.get::<_, u8>(0)).map(usize::from),
+                None => transaction.execute(self.0, []),
+            }
         }
     }
 
     const GROW: &str = "INSERT INTO attempt VALUES (x'00', 'a', 1, 0, 0, 'x', NULL, hex(zeroblob(1000000)))";
     const SMALL: &str = "UPDATE meter SET n = n + 1";
 
-    struct NoLanes;
+    pub(in crate::store::sqlite) struct NoLanes;
 
     impl Outlet for NoLanes {
         fn reserve(&self, _: &str) -> Option<Slot> {
@@ -344,6 +437,7 @@ mod tests {
             health: Arc::new(Health::new(root.path().join("countersign.db"), 0)),
             metrics: Metrics::new(),
             checkpoint_at: CHECKPOINT_PAGES,
+            rebuilt: false,
             held: directory::hold(root.path()).unwrap(),
             _watch: std::sync::mpsc::channel().0,
             running: watch::channel(()).0,
@@ -400,6 +494,36 @@ mod tests {
             assert_eq!(answers, vec![Err(latched.clone()); 3]);
             assert_eq!(process(&mut writer, &[(SMALL, false)]), [Err(latched)]);
             assert_eq!(metered(&writer), 0);
+        }
+    }
+
+    /// One value that cannot be read, or is too large, had ended the writing for everybody.
+    #[test]
+    fn what_fails_by_itself_fails_alone() {
+        for broken in ["READ SELECT 'text'", "READ SELECT 256", "READ SELECT zeroblob(2000000000)"] {
+            let root = tempfile::tempdir().unwrap();
+            let mut writer = writer(&root);
+            let answers =
+                process(&mut writer, &[(SMALL, false), (broken, true), (SMALL, true), (broken, false)]);
+            assert!(matches!(&answers[1], Err(StoreError::Read(_))), "{answers:?}");
+            assert_eq!((&answers[0], &answers[2], &answers[3]), (&Ok(1), &Ok(1), &answers[1]));
+            assert_eq!((metered(&writer), writer.health.latched()), (2, None));
+        }
+    }
+
+    /// The store said "a failed write" of a damaged file, and nothing of what to do.
+    #[test]
+    fn damage_is_called_damage_and_a_failed_write_one() {
+        let root = tempfile::tempdir().unwrap();
+        for (code, expected) in [
+            (ffi::SQLITE_IOERR_FSYNC, ["the store has shut itself: a failed write: ", ""]),
+            (ffi::SQLITE_CORRUPT, ["countersign.db is damaged (", ".recover"]),
+        ] {
+            let writer = writer(&root);
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            let text = writer.judge(&error).to_string();
+            assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+            std::fs::remove_file(root.path().join("countersign.db")).unwrap();
         }
     }
 
