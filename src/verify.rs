@@ -402,7 +402,7 @@ mod tests {
             check_early(of, Refusal::TimestampTooOld, |received| received.received_at = at(NOW + 301));
             check_early(of, Refusal::TimestampTooNew, |received| received.received_at = at(NOW - 301));
         }
-        check_accepted("hostwares", remove("x-hostwares-timestamp"));
+        check_early("hostwares", Refusal::TimestampMissing, remove("x-hostwares-timestamp"));
         check_early("hostwares", Refusal::TimestampMalformed, set("x-hostwares-timestamp", "soon"));
         check_early("hostwares", Refusal::DuplicateValue, repeat("x-hostwares-timestamp"));
     }

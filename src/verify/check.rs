@@ -159,8 +159,8 @@ impl Checker {
         })
     }
 
-    /// The timestamp, from `beside` the signature or from its own place. Only a signed one must be there: whoever
-    /// could leave out an unsigned one could as well write a fresh one.
+    /// The timestamp, from `beside` the signature or from its own place. It must be there, signed or not: a missing
+    /// header is never a pass.
     fn timestamp(
         &self,
         request: &Request<'_>,
@@ -183,7 +183,7 @@ impl Checker {
                 let at = rule.unit.parse(&text).ok_or(Refusal::TimestampMalformed)?;
                 Ok(Some((text, at)))
             }
-            None if self.coverage.timestamp && !may_follow => Err(Refusal::TimestampMissing),
+            None if !may_follow => Err(Refusal::TimestampMissing),
             None => Ok(None),
         }
     }
