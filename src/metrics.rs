@@ -53,7 +53,7 @@ pub struct Metrics {
     pub store_commit_deliveries: Histogram,
     /// Size of the store's files.
     pub store_bytes: IntGauge,
-    /// Rows that failed their checksum and were set aside.
+    /// Rows that are damaged or could not be read, and were set aside.
     pub store_corrupt_rows: IntCounter,
     /// Attempts by outcome.
     pub forward_attempts: IntCounterVec,
@@ -175,8 +175,10 @@ impl Metrics {
                 &BATCH_BUCKETS,
             ),
             store_bytes: c.int_gauge("store_bytes", "Size of the store's files."),
-            store_corrupt_rows: c
-                .counter("store_corrupt_rows_total", "Rows that failed their checksum and were set aside."),
+            store_corrupt_rows: c.counter(
+                "store_corrupt_rows_total",
+                "Rows that are damaged or could not be read, and were set aside.",
+            ),
             forward_attempts: c.counters(
                 "forward_attempts_total",
                 "Attempts by outcome.",

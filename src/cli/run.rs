@@ -25,10 +25,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(arguments.log_format, "info");
     let config = load_and_warn(arguments)?;
     let runtime = full_runtime()?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(chain(error)))?;
         steer(app, arguments).await
-    })
+    });
+    // A read that hangs in a dying disk must not keep the supervisor waiting.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
 }
 
 async fn steer(app: App, arguments: &Arguments) -> Result<(), Failure> {

@@ -161,11 +161,11 @@ async fn settle(lane: &Lane, store: &dyn Store, settlement: Settlement) -> bool 
     loop {
         match store.settle(settlement.clone()).await {
             Ok(()) => return true,
-            Err(error @ (StoreError::Latched(_) | StoreError::Closed)) => {
+            Err(error @ (StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_))) => {
                 tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
                 return false;
             }
-            Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
+            Err(error @ (StoreError::Busy | StoreError::DiskFull)) => {
                 tracing::debug!(destination = %lane.name, delivery = %settlement.id, %error, "settling again");
                 sleep(pause).await;
                 pause = (pause * 2).min(SETTLE_PAUSE.1);

@@ -231,7 +231,7 @@ impl Writer {
 
     /// Makes an index anew from its table, or all of them when none is named, and counts again. Not twice.
     fn rebuild(&mut self, index: &str, found: Option<rusqlite::Error>) -> Result<(), StoreError> {
-        if std::mem::replace(&mut self.rebuilt, true) {
+        if self.rebuilt {
             let what = found.map_or("rows are not where they belong".to_owned(), |error| error.to_string());
             return Err(self.health.latch(self.damaged(&what)));
         }
@@ -240,6 +240,7 @@ impl Writer {
             schema::rebuild(&self.connection, index).and_then(|()| Depths::load_rebuilt(&self.connection));
         match rebuilt {
             Ok(depths) => {
+                self.rebuilt = true;
                 self.depths.replace(depths);
                 Ok(())
             }
@@ -509,6 +510,20 @@ pub(super) mod tests {
             assert_eq!((&answers[0], &answers[2], &answers[3]), (&Ok(1), &Ok(1), &answers[1]));
             assert_eq!((metered(&writer), writer.health.latched()), (2, None));
         }
+    }
+
+    /// A rebuild that another program's lock had kept from happening counted as the one there is, so that the next
+    /// latched the store.
+    #[test]
+    fn a_rebuild_counts_only_when_it_has_happened() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let other = Connection::open(root.path().join("countersign.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert_eq!(writer.rebuild("forward_pending", None), Err(StoreError::Busy));
+        other.execute_batch("COMMIT").unwrap();
+        assert_eq!(writer.rebuild("forward_pending", None), Ok(()));
+        assert!(matches!(writer.rebuild("forward_pending", None), Err(StoreError::Latched(_))));
     }
 
     /// The store said "a failed write" of a damaged file, and nothing of what to do.
