@@ -5,8 +5,8 @@ use std::net::TcpStream;
 
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET, exchange};
+use crate::sender::{body, every_provider};
 use crate::support::{Gateway, PATIENCE, eventually};
-use crate::verified::{body, every_provider};
 
 fn source(more: &str, backend: &Backend) -> String {
     format!(

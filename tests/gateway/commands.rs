@@ -4,8 +4,8 @@ use std::process::Output;
 
 use crate::backend::Backend;
 use crate::sender::SECRET;
+use crate::sender::every_provider;
 use crate::support::{Gateway, run};
-use crate::verified::every_provider;
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

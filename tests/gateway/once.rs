@@ -7,8 +7,8 @@ use countersign::clock::{Clock, later};
 
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
+use crate::sender::{body, every_provider};
 use crate::support::Gateway;
-use crate::verified::{body, every_provider};
 
 fn requests(gateway: &Gateway, source: &str, outcome: &str) -> f64 {
     let series = format!("countersign_ingest_requests_total{{outcome=\"{outcome}\",source=\"{source}\"}}");

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
+use crate::sender::{body, every_provider};
 use crate::support::{Gateway, countersign, eventually};
-use crate::verified::{body, every_provider};
 
 #[test]
 fn the_books_balance() {

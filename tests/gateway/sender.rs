@@ -9,10 +9,33 @@ use countersign::secret::Secret;
 use countersign::verify::{Message, Signer, preset};
 use http::{HeaderMap, Method};
 
+use crate::backend::Backend;
 use crate::support::PATIENCE;
 
 /// A key of every preset: 32 bytes in base64 behind the prefix that some providers put before it.
 pub(crate) const SECRET: &str = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ=";
+
+/// Every provider there is a preset for.
+pub(crate) const ALL: [&str; 7] =
+    ["owlette", "owlette-legacy", "hostwares", "ownstak", "github", "stripe", "standard-webhooks"];
+
+/// A source per provider, all with [`SECRET`], all to `backend`.
+pub(crate) fn every_provider(backend: &Backend) -> String {
+    let sources = ALL.map(|name| {
+        format!(
+            "[[source]]\nname = \"{name}\"\nprovider = \"{name}\"\nsecrets = [{{ value = \"{SECRET}\" }}]\nto = [\"legacy\"]\n"
+        )
+    });
+    format!("{}[[destination]]\nname = \"legacy\"\nurl = \"{}\"\n", sources.concat(), backend.url())
+}
+
+/// A body in which every provider finds its id and event type.
+pub(crate) fn body(id: &str) -> Vec<u8> {
+    format!(
+        r#"{{"id":"{id}","event":"deployment.completed","type":"deployment.completed","webhook_event_id":"{id}","webhook_event_type":"deployment_completed"}}"#
+    )
+    .into_bytes()
+}
 
 /// An answer, read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]

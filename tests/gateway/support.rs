@@ -51,22 +51,29 @@ impl Gateway {
     /// Starts with `[[source]]` and `[[destination]]` tables, and whatever sections they are preceded by; addresses
     /// and the store are the test's.
     pub(crate) fn start(sections: &str) -> Self {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        write_config(directory.path(), sections);
-        Self::start_in(directory)
+        Self::start_with(sections, |_| ())
     }
 
-    fn start_in(directory: Arc<TempDir>) -> Self {
+    /// The same, with a command line or an environment that `prepare` has changed.
+    pub(crate) fn start_with(sections: &str, prepare: impl FnOnce(&mut Command)) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        write_config(directory.path(), sections);
+        Self::start_in(directory, prepare)
+    }
+
+    /// Starts over a directory that holds a configuration, and perhaps a store.
+    pub(crate) fn start_in(directory: Arc<TempDir>, prepare: impl FnOnce(&mut Command)) -> Self {
         let log =
             std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
-        let mut child = countersign()
+        let mut command = countersign();
+        command
             .args(["run", "--log-format", "json", "--config"])
             .arg(directory.path().join("countersign.toml"))
             .env("RUST_LOG", "countersign=debug")
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .stderr(log);
+        prepare(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = |name: &str| {
@@ -102,14 +109,24 @@ impl Gateway {
 
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
+        let id = self.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     /// SIGKILL, then a new process over the same directory.
     pub(crate) fn kill_and_restart(mut self) -> Self {
         self.kill();
-        Self::start_in(Arc::clone(&self.directory))
+        Self::start_in(self.directory_held(), |_| ())
+    }
+
+    /// The directory of configuration, data and log, which lives for as long as it is held.
+    pub(crate) fn directory_held(&self) -> Arc<TempDir> {
+        Arc::clone(&self.directory)
+    }
+
+    /// The process's id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn kill(&mut self) {

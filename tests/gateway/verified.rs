@@ -4,33 +4,13 @@ use countersign::clock::{Clock, Timestamp, earlier, later};
 use std::time::Duration;
 
 use crate::backend::Backend;
-use crate::sender::{Answer, Post, SECRET};
+use crate::sender::{ALL, Answer, Post, SECRET, body, every_provider};
 use crate::support::Gateway;
 
 const SIGNED: [&str; 5] = ["owlette", "hostwares", "github", "stripe", "standard-webhooks"];
-const ALL: [&str; 7] =
-    ["owlette", "owlette-legacy", "hostwares", "ownstak", "github", "stripe", "standard-webhooks"];
-
-/// A source per provider, all with [`SECRET`], all to `backend`.
-pub(crate) fn every_provider(backend: &Backend) -> String {
-    let sources = ALL.map(|name| {
-        format!(
-            "[[source]]\nname = \"{name}\"\nprovider = \"{name}\"\nsecrets = [{{ value = \"{SECRET}\" }}]\nto = [\"legacy\"]\n"
-        )
-    });
-    format!("{}[[destination]]\nname = \"legacy\"\nurl = \"{}\"\n", sources.concat(), backend.url())
-}
 
 fn path(provider: &str) -> String {
     format!("/webhooks/{provider}")
-}
-
-/// A body in which every provider finds its id and event type.
-pub(crate) fn body(id: &str) -> Vec<u8> {
-    format!(
-        r#"{{"id":"{id}","event":"deployment.completed","type":"deployment.completed","webhook_event_id":"{id}","webhook_event_type":"deployment_completed"}}"#
-    )
-    .into_bytes()
 }
 
 #[test]

@@ -1,0 +1,27 @@
+//! Nothing acknowledged is lost, whatever happens to the process, the disk and the clock. The rows of
+//! `docs/reliability.md` name these tests; COUNTERSIGN_SOAK=1 has them do more.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/backend.rs"]
+mod backend;
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/sender.rs"]
+mod sender;
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/support.rs"]
+mod support;
+
+#[path = "reliability/document.rs"]
+mod document;
+#[path = "reliability/killed.rs"]
+mod killed;
+#[expect(dead_code, reason = "used by what comes next")]
+#[path = "reliability/preload.rs"]
+mod preload;
+
+#[expect(dead_code, reason = "used by what comes next")]
+/// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
+pub(crate) fn soak(usual: usize, long: usize) -> usize {
+    if std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1") { long } else { usual }
+}
