@@ -358,7 +358,7 @@ impl<'d> Value<'d> {
 
 /// The candidate that `name` was probably meant to be.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let near = candidates.into_iter().map(|candidate| (distance(candidate, name), candidate)).min()?;
+    let near = candidates.into_iter().map(|candidate| (strsim::levenshtein(candidate, name), candidate)).min()?;
     (near.0 <= 1 + name.len() / 4).then_some(near.1)
 }
 
@@ -380,22 +380,6 @@ fn conceal(value: &DeValue<'_>, span: Range<usize>, shown: &[&str], concealed: &
         | DeValue::Boolean(_)
         | DeValue::Datetime(_) => concealed.push(span),
     }
-}
-
-/// Levenshtein distance, for "did you mean".
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
