@@ -6,30 +6,35 @@
 //! | `GET /readyz` | no | 200 when deliveries can be accepted, else 503 and why |
 //! | `GET /metrics` | no | Prometheus text |
 //! | `GET /api/v1/status` | viewer | [`Status`] |
+//! | `POST /api/v1/reload` | operator | [`Reloaded`], or 422 with every problem of the configuration |
 //!
-//! It knows what it is told through [`Gateway`], and changes nothing.
+//! It knows what it is told through [`Gateway`], and changes nothing but through it.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 
 mod auth;
+mod reload;
 mod status;
 
 pub use auth::{Denied, admit};
+pub use reload::Reloaded;
 pub use status::{DestinationStatus, SourceStatus, Status, StoreStatus};
 
 use crate::config::Role;
 use crate::metrics::Metrics;
 
 /// What the admin listener shows; the composition root implements it.
+#[async_trait]
 pub trait Gateway: Send + Sync + 'static {
     /// What the sender of a request with these headers may do; asked anew each time, so that a reload counts.
     ///
@@ -48,6 +53,12 @@ pub trait Gateway: Send + Sync + 'static {
 
     /// How things stand.
     fn status(&self) -> Status;
+
+    /// Loads the configuration anew. Reloads come one after the other, and go on when the future is dropped.
+    ///
+    /// # Errors
+    /// With every problem of the configuration, and no secret; everything has stayed as it was.
+    async fn reload(self: Arc<Self>) -> Result<Reloaded, String>;
 }
 
 type Shown = State<Arc<dyn Gateway>>;
@@ -55,8 +66,11 @@ type Shown = State<Arc<dyn Gateway>>;
 /// The routes over `gateway`.
 pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
+    let changes =
+        Router::new().route("/reload", post(reload)).route_layer(middleware::from_fn(operators_only));
     let api = Router::new()
         .route("/status", get(show_status))
+        .merge(changes)
         .fallback(nothing)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), guard));
     Router::new()
@@ -84,10 +98,29 @@ async fn show_status(State(gateway): Shown) -> Json<Status> {
     Json(gateway.status())
 }
 
-async fn guard(State(gateway): Shown, request: Request, next: Next) -> Response {
+async fn reload(State(gateway): Shown) -> Response {
+    match gateway.reload().await {
+        Ok(reloaded) => Json(reloaded).into_response(),
+        Err(problems) => problem(StatusCode::UNPROCESSABLE_ENTITY, &problems),
+    }
+}
+
+async fn guard(State(gateway): Shown, mut request: Request, next: Next) -> Response {
     match gateway.admit(request.headers()) {
-        Ok(_role) => next.run(request).await,
+        Ok(role) => {
+            request.extensions_mut().insert(role);
+            next.run(request).await
+        }
         Err(denied) => problem(denied.status(), &denied.to_string()),
+    }
+}
+
+/// Behind [`guard`], which says what the sender may do.
+async fn operators_only(request: Request, next: Next) -> Response {
+    if request.extensions().get::<Role>() == Some(&Role::Operator) {
+        next.run(request).await
+    } else {
+        problem(StatusCode::FORBIDDEN, "this takes a token whose role is `operator`")
     }
 }
 

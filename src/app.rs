@@ -2,39 +2,39 @@
 //! is an argument of the part above, so that tests start whole gateways side by side.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin;
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, StoreConfig};
+use crate::config::Config;
 use crate::dispatch::Lanes;
-use crate::ingest::{BindError, Certificate, Ingest, Listener, TlsError};
+use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::sqlite::{self, OpenError};
 
+mod drain;
+mod reload;
 mod status;
 mod upkeep;
 
-/// How long a drain waits for requests and attempts in progress.
-pub const DRAIN: Duration = Duration::from_secs(20);
+pub use reload::Load;
 
 /// A running gateway.
 pub struct App {
     parts: Arc<Parts>,
-    certificate: Certificate,
     listen: SocketAddr,
     admin: SocketAddr,
-    stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
+    /// The public listener and all its connections.
+    requests: TaskTracker,
+    operators: JoinHandle<()>,
     failed: watch::Receiver<Option<String>>,
 }
 
@@ -50,7 +50,23 @@ struct Parts {
     store: Arc<dyn Store>,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
-    stop: CancellationToken,
+    certificate: Certificate,
+    /// Reads the configuration anew.
+    load: Box<Load>,
+    /// Held by the one reload that may be under way.
+    reloading: Mutex<()>,
+    stages: Stages,
+}
+
+/// How far the end has come; each is cancelled when it begins.
+#[derive(Default)]
+struct Stages {
+    /// Everything is served, and readiness is false.
+    draining: CancellationToken,
+    /// Nothing new is accepted.
+    stopping: CancellationToken,
+    /// The store is closed, and operators are served no more.
+    ended: CancellationToken,
 }
 
 /// Why a gateway did not start. All of these are input or output; the configuration has been judged before.
@@ -74,13 +90,12 @@ pub enum StartError {
 }
 
 impl App {
-    /// Starts a gateway; it serves when this returns.
+    /// Starts a gateway; it serves when this returns. `load` reads the configuration for a reload.
     ///
     /// # Errors
     /// When the store cannot be opened or an address cannot be had.
-    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+    pub async fn start(config: Config, load: Box<Load>, clock: Clock) -> Result<Self, StartError> {
         let metrics = Metrics::new();
-        metrics.config_last_reload_success.set(1);
         // Addresses first: a second gateway fails here, before it touches the first one's store.
         let listener = Listener::bind(&config.listen, &config.limits)?;
         let admin_error = |error| StartError::Admin { address: config.admin.address, error };
@@ -103,10 +118,16 @@ impl App {
         let store: Arc<dyn Store> = Arc::new(opened?);
         lanes.start(&store);
 
-        let stop = CancellationToken::new();
+        let stages = Stages::default();
         let config = Arc::new(config);
+        let ingest = Ingest::new(&config, Arc::clone(&store), clock.clone(), metrics.clone());
+        let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
-            ingest: Ingest::new(&config, Arc::clone(&store), clock.clone(), metrics.clone()),
+            ingest,
+            certificate,
+            load,
+            reloading: Mutex::default(),
+            stages,
             config: ArcSwap::new(Arc::clone(&config)),
             started_with: config,
             started_at: clock.now(),
@@ -114,16 +135,15 @@ impl App {
             metrics,
             store,
             lanes,
-            stop: stop.clone(),
         });
-        let (certificate, serving) = listener.serve(Arc::clone(&parts.ingest), stop.clone());
+        parts.note_loaded(true);
         let (failure, failed) = watch::channel(None);
-        let tasks = vec![
-            tokio::spawn(serving),
-            tokio::spawn(Arc::clone(&parts).serve_admin(admin_socket)),
-            tokio::spawn(Arc::clone(&parts).upkeep(failure)),
-        ];
-        Ok(Self { parts, certificate, listen, admin, stop, tasks, failed })
+        let requests = TaskTracker::new();
+        requests.spawn(serving);
+        requests.close();
+        tokio::spawn(Arc::clone(&parts).upkeep(failure));
+        let operators = tokio::spawn(Arc::clone(&parts).serve_admin(admin_socket));
+        Ok(Self { parts, listen, admin, requests, operators, failed })
     }
 
     /// Where senders reach it.
@@ -136,36 +156,6 @@ impl App {
         self.admin
     }
 
-    /// Puts a new configuration in force: sources, destinations, secrets and certificates. What needs a restart is
-    /// named in the log and stays as it was.
-    ///
-    /// # Errors
-    /// When a certificate file cannot be used: everything stays as it was.
-    pub fn reload(&self, config: Config) -> Result<(), TlsError> {
-        let parts = &self.parts;
-        if let (Some(_), Some(tls)) = (&parts.started_with.listen.tls, &config.listen.tls) {
-            self.certificate.reload(tls)?;
-        }
-        for section in needs_restart(&parts.started_with, &config) {
-            tracing::warn!(section, "differs from what is running; takes effect at the next start only");
-        }
-        for (name, depth) in parts.store.depths() {
-            if depth.pending > 0 && !config.destinations.iter().any(|destination| destination.name == name) {
-                let pending = depth.pending;
-                tracing::warn!(destination = %name, pending, "not in the file any more; what waits for it stays stored");
-            }
-        }
-        parts.lanes.apply(&config.destinations);
-        parts.ingest.apply(&config);
-        parts.config.store(Arc::new(config));
-        Ok(())
-    }
-
-    /// Tells operators whether the latest load of the configuration succeeded.
-    pub fn note_reload(&self, succeeded: bool) {
-        self.parts.metrics.config_last_reload_success.set(i64::from(succeeded));
-    }
-
     /// Resolves when the store has shut itself, with the reason; a supervisor should start the process anew.
     pub async fn failed(&self) -> String {
         let mut failed = self.failed.clone();
@@ -174,49 +164,16 @@ impl App {
             Err(_) => "upkeep has ended".to_owned(),
         }
     }
-
-    /// Stops taking requests, lets what is in progress finish, gives the rest back to the store, and closes it.
-    pub async fn drain(self, patience: Duration) {
-        let until = Instant::now() + patience;
-        self.stop.cancel();
-        let requests = async {
-            for task in self.tasks {
-                if timeout_at(until, task).await.is_err() {
-                    tracing::warn!("drain: connections were still open at the deadline");
-                }
-            }
-        };
-        tokio::join!(requests, self.parts.lanes.drain(until.saturating_duration_since(Instant::now())));
-        self.parts.store.close().await;
-    }
 }
 
 impl Parts {
     async fn serve_admin(self: Arc<Self>, socket: TcpListener) {
         let router = admin::router(Arc::clone(&self) as Arc<dyn admin::Gateway>);
-        let stop = self.stop.clone();
+        let ended = self.stages.ended.clone();
         let served =
-            axum::serve(socket, router).with_graceful_shutdown(async move { stop.cancelled().await });
+            axum::serve(socket, router).with_graceful_shutdown(async move { ended.cancelled().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the admin listener has ended");
         }
     }
-}
-
-/// Sections that a reload cannot put in force, and that differ from those the gateway was started with.
-fn needs_restart(started: &Config, new: &Config) -> Vec<&'static str> {
-    let mut listen = new.listen.clone();
-    listen.trusted_proxies.clone_from(&started.listen.trusted_proxies);
-    if listen.tls.is_some() == started.listen.tls.is_some() {
-        listen.tls.clone_from(&started.listen.tls);
-    }
-    let store = StoreConfig { keep_delivered: started.store.keep_delivered, ..new.store.clone() };
-    let sections = [
-        ("listen", listen != started.listen),
-        ("limits", new.limits != started.limits),
-        ("admin.address", new.admin.address != started.admin.address),
-        ("store", store != started.store),
-        ("dedup.cache_entries", new.dedup_cache_entries != started.dedup_cache_entries),
-    ];
-    sections.into_iter().filter(|(_, changed)| *changed).map(|(section, _)| section).collect()
 }

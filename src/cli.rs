@@ -9,6 +9,7 @@ mod demo;
 mod http;
 mod logging;
 mod providers;
+mod reload;
 mod run;
 mod send;
 mod status;
@@ -24,7 +25,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; SIGHUP reloads sources, destinations, secrets and certificates
+    /// Serve until SIGTERM, which drains (a second one ends at once); SIGHUP reloads the configuration
     Run(run::Arguments),
     /// Judge a configuration file: exit 0, or 78 with every problem
     Check(check::Arguments),
@@ -36,6 +37,8 @@ enum Command {
     Providers(providers::Arguments),
     /// Show how a running gateway stands
     Status(status::Arguments),
+    /// Have a running gateway load its configuration anew: exit 0, or 78 with every problem, nothing changed
+    Reload(reload::Arguments),
     /// Exit 0 when a running gateway is ready, else 1 (69 when it cannot be reached)
     Healthcheck(status::HealthArguments),
     /// Print a completion script for a shell
@@ -96,6 +99,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Send(arguments) => send::run(&arguments),
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "countersign", &mut std::io::stdout());

@@ -87,6 +87,10 @@ pub struct Limits {
     pub body_read: Duration,
     /// Bytes of all header lines together.
     pub header_bytes: usize,
+    /// From the signal to stop until the process has ended, whatever is still in progress.
+    pub drain: Duration,
+    /// How much of it everything is served as usual, with readiness false; at least a second shorter than `drain`.
+    pub drain_delay: Duration,
 }
 
 /// `[admin]`

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,9 +29,6 @@ mod trace;
 use client::Tls;
 use lane::Lane;
 pub use lane::{LaneState, LaneStatus};
-
-/// How long writing down what a drain cut off may take.
-const CUT_GRACE: Duration = Duration::from_secs(2);
 
 /// The lanes of all destinations.
 pub struct Lanes {
@@ -138,17 +135,20 @@ impl Lanes {
         self.lane(destination).map(|lane| lane.pause(false)).is_some()
     }
 
-    /// Begins no more attempts, waits up to `deadline` for those under way, then cuts them off. What had not been sent is
-    /// given back, what was cut off counts as an attempt; both are due at once after the next start. Takes at most two
-    /// seconds longer than `deadline`. The store must stay open until it returns.
-    pub async fn drain(&self, deadline: Duration) {
+    /// Begins no more attempts, leaves those under way until `patience` has ended, then cuts them off. What had not been
+    /// sent is given back, what was cut off counts as an attempt; both are due at once after the next start. The store
+    /// must stay open until it returns, which is when all is written down, or at `until`.
+    pub async fn drain(&self, patience: impl Future<Output = ()>, until: Instant) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
-        if timeout(deadline, self.shared.tasks.wait()).await.is_err() {
-            tracing::info!(running = self.shared.tasks.len(), "drain deadline reached, cutting attempts off");
-            self.shared.cut.cancel();
-            if timeout(CUT_GRACE, self.shared.tasks.wait()).await.is_err() {
-                tracing::warn!(running = self.shared.tasks.len(), "attempts could not be settled");
+        tokio::select! {
+            () = self.shared.tasks.wait() => {}
+            () = patience => {
+                tracing::info!(running = self.shared.tasks.len(), "cutting attempts off; they are stored");
+                self.shared.cut.cancel();
+                if timeout_at(until, self.shared.tasks.wait()).await.is_err() {
+                    tracing::warn!(running = self.shared.tasks.len(), "attempts could not be settled");
+                }
             }
         }
         *write(&self.store) = None;

@@ -12,6 +12,7 @@ use http::{Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, from_milliseconds, later};
 use crate::config::{Config, ReplayGuard, Source};
@@ -22,6 +23,7 @@ use crate::metrics::{Metrics, UNMATCHED};
 use crate::store::{Accepted, Arrival, Store, StoreError};
 use crate::verify::{Refusal, Verified};
 
+mod activity;
 mod answer;
 mod body;
 mod claims;
@@ -50,6 +52,8 @@ pub struct Ingest {
     header_bytes: usize,
     body_read: Duration,
     ack_deadline: Duration,
+    /// Bodies that are not complete are waited for no more.
+    cut: CancellationToken,
 }
 
 /// Where a request came in.
@@ -63,11 +67,12 @@ impl Ingest {
     pub fn new(config: &Config, store: Arc<dyn Store>, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let gate = Gate::new(store, config.dedup_cache_entries);
         let ingest = Self {
-            routes: ArcSwap::from_pointee(Routes::new(config)),
+            routes: ArcSwap::from_pointee(Routes::new(config, None)),
             budget: Budget::new(config.limits.in_flight),
             header_bytes: config.limits.header_bytes,
             body_read: config.limits.body_read,
             ack_deadline: config.listen.ack_deadline,
+            cut: CancellationToken::new(),
             clock,
             metrics,
             gate,
@@ -76,10 +81,16 @@ impl Ingest {
         Arc::new(ingest)
     }
 
-    /// Replaces sources and trusted proxies.
+    /// Replaces sources and trusted proxies. What a source whose rate is the same has used of it stays used.
     pub fn apply(&self, config: &Config) {
         self.announce(config);
-        self.routes.store(Arc::new(Routes::new(config)));
+        let routes = Routes::new(config, Some(&self.routes.load()));
+        self.routes.store(Arc::new(routes));
+    }
+
+    /// Refuses, from now on, every request whose body is not complete.
+    pub fn cut_off(&self) {
+        self.cut.cancel();
     }
 
     /// Brings the gauges that are read rather than counted up to date.
@@ -123,7 +134,11 @@ impl Ingest {
             Ok(reservation) => reservation,
             Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),
         };
-        let read = body::read(&mut body, source.body_max, self.body_read, reservation).await;
+        let read = tokio::select! {
+            biased;
+            read = body::read(&mut body, source.body_max, self.body_read, reservation) => read,
+            () = self.cut.cancelled() => Err(Rejection::Stopping),
+        };
         let (bytes, reservation) = match read {
             Ok(read) => read,
             Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),

@@ -4,7 +4,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
@@ -71,6 +71,10 @@ pub struct Metrics {
     pub lane_concurrency: IntGaugeVec,
     /// 1 when the latest reload succeeded, 0 when it was refused.
     pub config_last_reload_success: IntGauge,
+    /// Reloads by outcome: `succeeded`, `refused`.
+    pub config_reloads: IntCounterVec,
+    /// When the configuration in force was loaded.
+    pub config_last_reload_success_at: Gauge,
 }
 
 /// Around the bars that matter: a durable answer within 25 ms, the deadline at 2.5 s, never 5 s.
@@ -96,7 +100,7 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
         c.register(Ok(process::ProcessCollector::new()));
 
-        Self {
+        let metrics = Self {
             ingest_requests: c.counters(
                 "ingest_requests_total",
                 "Requests by how they were answered.",
@@ -215,8 +219,17 @@ impl Metrics {
                 "config_last_reload_success",
                 "1 when the latest load of the configuration succeeded, 0 when it was refused.",
             ),
+            config_reloads: c.counters("config_reloads_total", "Reloads by outcome.", &["outcome"]),
+            config_last_reload_success_at: c.gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was loaded, Unix time.",
+            ),
             registry: c.0,
+        };
+        for outcome in ["succeeded", "refused"] {
+            metrics.config_reloads.with_label_values(&[outcome]);
         }
+        metrics
     }
 
     /// The page that Prometheus scrapes, and its content type.
@@ -251,6 +264,10 @@ impl Catalogue {
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.register(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::with_opts(opts(name, help)))
     }
 
     fn int_gauge(&self, name: &str, help: &str) -> IntGauge {

@@ -14,13 +14,17 @@ mod support;
 
 #[path = "reliability/document.rs"]
 mod document;
+#[path = "reliability/drain.rs"]
+mod drain;
+#[path = "reliability/http2.rs"]
+mod http2;
 #[path = "reliability/killed.rs"]
 mod killed;
-#[expect(dead_code, reason = "used by what comes next")]
 #[path = "reliability/preload.rs"]
 mod preload;
+#[path = "reliability/reload.rs"]
+mod reload;
 
-#[expect(dead_code, reason = "used by what comes next")]
 /// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
 pub(crate) fn soak(usual: usize, long: usize) -> usize {
     if std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1") { long } else { usual }

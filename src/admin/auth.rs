@@ -1,7 +1,7 @@
 //! Who may use the admin API: bearers of a configured token, or, without tokens, whoever sits on this machine and
 //! names it as such.
 
-use http::header::{AUTHORIZATION, HOST};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -17,6 +17,9 @@ pub enum Denied {
     /// A name that may be another site's, pointed at this machine (DNS rebinding).
     #[error("without admin.tokens, only requests to localhost by that name or by its address are answered")]
     Host,
+    /// A page of another site has sent it, in a browser on this machine.
+    #[error("without admin.tokens, what the page of another site sends is not answered")]
+    Origin,
 }
 
 impl Denied {
@@ -24,7 +27,7 @@ impl Denied {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
-            Self::Host => StatusCode::FORBIDDEN,
+            Self::Host | Self::Origin => StatusCode::FORBIDDEN,
         }
     }
 }
@@ -35,7 +38,10 @@ impl Denied {
 /// When it may do nothing.
 pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Role, Denied> {
     if admin.tokens.is_empty() {
-        return if names_this_machine(headers) { Ok(Role::Operator) } else { Err(Denied::Host) };
+        if !names_this_machine(headers) {
+            return Err(Denied::Host);
+        }
+        return if is_foreign(headers) { Err(Denied::Origin) } else { Ok(Role::Operator) };
     }
     let offered = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
     let Some((scheme, offered)) = offered else { return Err(Denied::Token) };
@@ -47,6 +53,12 @@ pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Role, Denied> {
     let matches = |token: &&AdminToken| bool::from(Sha256::digest(token.token.expose()).ct_eq(&offered));
     let found: Vec<&AdminToken> = admin.tokens.iter().filter(matches).collect();
     found.first().map(|token| token.role).ok_or(Denied::Token)
+}
+
+/// Browsers say which site's page sends what could change something.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let site = headers.get(ORIGIN).map(|origin| origin.as_bytes().strip_prefix(b"http://"));
+    site.is_some_and(|site| site != headers.get(HOST).map(http::HeaderValue::as_bytes))
 }
 
 fn names_this_machine(headers: &HeaderMap) -> bool {
@@ -96,5 +108,10 @@ mod tests {
             check(&[], &[("host", host)], Err(Denied::Host));
         }
         check(&[], &[], Err(Denied::Host));
+        let host = ("host", "127.0.0.1:8081");
+        check(&[], &[host, ("origin", "http://127.0.0.1:8081")], Ok(Role::Operator));
+        for origin in ["https://evil.example", "http://127.0.0.1:3000", "null"] {
+            check(&[], &[host, ("origin", origin)], Err(Denied::Origin));
+        }
     }
 }

@@ -1,22 +1,26 @@
 //! Puts together what operators see.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use http::HeaderMap;
 
 use super::Parts;
-use crate::admin::{self, Denied, DestinationStatus, Gateway, SourceStatus, Status, StoreStatus};
+use crate::admin::{self, Denied, DestinationStatus, Gateway, Reloaded, SourceStatus, Status, StoreStatus};
 use crate::clock::elapsed;
 use crate::config::Role;
 use crate::metrics::Metrics;
 use crate::store::Depth;
 use crate::verify::Enforcement;
 
+#[async_trait]
 impl Gateway for Parts {
     fn admit(&self, headers: &HeaderMap) -> Result<Role, Denied> {
         admin::admit(&self.config.load().admin, headers)
     }
 
     fn ready(&self) -> Result<(), String> {
-        if self.stop.is_cancelled() {
+        if self.stages.draining.is_cancelled() {
             return Err("draining".to_owned());
         }
         self.store.fault().map_or(Ok(()), |fault| Err(fault.to_string()))
@@ -25,6 +29,10 @@ impl Gateway for Parts {
     fn metrics(&self) -> &Metrics {
         self.refresh_gauges();
         &self.metrics
+    }
+
+    async fn reload(self: Arc<Self>) -> Result<Reloaded, String> {
+        self.load_again().await
     }
 
     fn status(&self) -> Status {

@@ -23,7 +23,7 @@ impl Parts {
         let mut fault = None;
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.stages.stopping.cancelled() => return,
                 _ = ticks.tick() => {}
             }
             let before = std::mem::replace(&mut fault, self.store.fault());

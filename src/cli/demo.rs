@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign::app::{App, DRAIN};
+use countersign::app::App;
 use countersign::clock::{Clock, Timestamp, earlier};
 use countersign::secret::Secret;
 use countersign::verify::{Message, Signer, preset};
@@ -90,7 +90,9 @@ async fn play(at_least: Option<Duration>) -> Result<(), Failure> {
     );
     std::fs::write(&file, text).map_err(|error| Failure::Io(format!("{}: {error}", file.display())))?;
     let config = check::load(&file)?;
-    let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(chain(error)))?;
+    let load = || Err("the demo has no configuration file".to_owned());
+    let app = App::start(config, Box::new(load), Clock::system()).await;
+    let app = app.map_err(|error| Failure::Io(chain(error)))?;
 
     say("Countersign demo: everything on loopback, in a temporary directory that vanishes afterwards.\n");
     say(&format!("  gateway    http://{}  where providers send to", app.listen_address()));
@@ -112,7 +114,7 @@ async fn play(at_least: Option<Duration>) -> Result<(), Failure> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let missing = backends.missing(&tally.accepted);
-    app.drain(DRAIN).await;
+    app.drain().await;
     scene.table(&tally, &backends, missing);
     if missing > 0 {
         return Err(Failure::Failed(format!("{missing} accepted deliveries did NOT reach their backend")));

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use countersign::app::{App, DRAIN};
+use countersign::app::App;
 use countersign::clock::Clock;
-use countersign::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::logging::{self, LogFormat};
@@ -23,18 +22,23 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(arguments.log_format, "info");
-    let config = load_and_warn(arguments)?;
+    let path = arguments.config.clone();
+    let config = check::load(&path)?;
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.trim_end());
+    }
+    let load = move || check::load(&path).map_err(|failure| failure.into_parts().1);
     let runtime = full_runtime()?;
     let done = runtime.block_on(async {
-        let app = App::start(config, Clock::system()).await.map_err(|error| Failure::Io(chain(error)))?;
-        steer(app, arguments).await
+        let app = App::start(config, Box::new(load), Clock::system()).await;
+        steer(app.map_err(|error| Failure::Io(chain(error)))?).await
     });
-    // A read that hangs in a dying disk must not keep the supervisor waiting.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    // All that could be waited for has been; a read that hangs in a dying disk must not keep the supervisor waiting.
+    runtime.shutdown_timeout(Duration::from_millis(20));
     done
 }
 
-async fn steer(app: App, arguments: &Arguments) -> Result<(), Failure> {
+async fn steer(app: App) -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|error| Failure::Io(format!("cannot handle signals: {error}")));
     let mut hangup = listen(SignalKind::hangup())?;
     let mut terminate = listen(SignalKind::terminate())?;
@@ -43,38 +47,26 @@ async fn steer(app: App, arguments: &Arguments) -> Result<(), Failure> {
     say(&format!("ready listen={} admin={}", app.listen_address(), app.admin_address()));
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(&app, arguments),
+            _ = hangup.recv() => app.reload(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             reason = app.failed() => {
                 tracing::error!(reason, "cannot go on; exiting so that the supervisor starts a fresh process");
-                // Nothing can be written down any more, so there is nothing to wait for.
-                app.drain(Duration::ZERO).await;
+                app.give_up().await;
                 return Err(Failure::Io(reason));
             }
         }
     }
     tracing::info!("draining");
-    app.drain(DRAIN).await;
-    tracing::info!("drained");
+    tokio::select! {
+        () = app.drain() => tracing::info!("drained"),
+        _ = terminate.recv() => hurry(),
+        _ = interrupt.recv() => hurry(),
+    }
     Ok(())
 }
 
-fn reload(app: &App, arguments: &Arguments) {
-    let reloaded = load_and_warn(arguments)
-        .map_err(|failure| failure.into_parts().1)
-        .and_then(|config| app.reload(config).map_err(chain));
-    app.note_reload(reloaded.is_ok());
-    match reloaded {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(problems) => tracing::error!(problems, "reload refused; the old configuration stays in force"),
-    }
-}
-
-fn load_and_warn(arguments: &Arguments) -> Result<Config, Failure> {
-    let config = check::load(&arguments.config)?;
-    for warning in &config.warnings {
-        tracing::warn!("{}", warning.trim_end());
-    }
-    Ok(config)
+/// Every 2xx was on disk before it was sent, and what is being forwarded is stored: the next start finds it interrupted.
+fn hurry() {
+    tracing::warn!("second signal: ending at once, with requests and attempts in progress");
 }

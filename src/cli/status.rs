@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use countersign::admin::Status;
 use http::header::AUTHORIZATION;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 
 use super::http::Client;
 use super::{Failure, say, small_runtime};
@@ -24,8 +24,9 @@ pub(super) struct HealthArguments {
     admin: String,
 }
 
+/// Which gateway, and the right to ask it.
 #[derive(Debug, clap::Args)]
-struct Gateway {
+pub(super) struct Gateway {
     /// The gateway's admin address
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081", env = "COUNTERSIGN_ADMIN")]
     admin: String,
@@ -35,8 +36,7 @@ struct Gateway {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let gateway = &arguments.gateway;
-    let answer = get(&gateway.admin, "/api/v1/status", gateway.token.as_deref())?;
+    let answer = arguments.gateway.call(Method::GET, "/api/v1/status")?;
     if answer.status() != StatusCode::OK {
         return Err(Failure::Failed(refusal(&answer)));
     }
@@ -51,7 +51,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 pub(super) fn healthcheck(arguments: &HealthArguments) -> Result<(), Failure> {
-    let answer = get(&arguments.admin, "/readyz", None)?;
+    let gateway = Gateway { admin: arguments.admin.clone(), token: None };
+    let answer = gateway.call(Method::GET, "/readyz")?;
     let text = String::from_utf8_lossy(answer.body()).trim_end().to_owned();
     if answer.status() != StatusCode::OK {
         return Err(Failure::Failed(text));
@@ -60,22 +61,30 @@ pub(super) fn healthcheck(arguments: &HealthArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn get(admin: &str, path: &str, token: Option<&str>) -> Result<Response<Bytes>, Failure> {
-    let url = format!("{}{path}", admin.trim_end_matches('/'));
-    let mut request = Request::get(url);
-    if let Some(token) = token {
-        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+impl Gateway {
+    /// One request to its admin API.
+    pub(super) fn call(&self, method: Method, path: &str) -> Result<Response<Bytes>, Failure> {
+        let admin = &self.admin;
+        let url = format!("{}{path}", admin.trim_end_matches('/'));
+        let mut request = Request::builder().method(method).uri(url);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request
+            .body(Bytes::new())
+            .map_err(|error| Failure::Usage(format!("--admin {admin}: {error}; use http://HOST:PORT")))?;
+        small_runtime()?.block_on(async { Client::new()?.exchange(request).await })
     }
-    let request = request
-        .body(Bytes::new())
-        .map_err(|error| Failure::Usage(format!("--admin {admin}: {error}; use http://HOST:PORT")))?;
-    small_runtime()?.block_on(async { Client::new()?.exchange(request).await })
 }
 
-fn refusal(answer: &Response<Bytes>) -> String {
+/// The `detail` of a problem document; empty when it is none.
+pub(super) fn detail(answer: &Response<Bytes>) -> String {
     let problem: Option<serde_json::Value> = serde_json::from_slice(answer.body()).ok();
-    let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str()).unwrap_or("");
-    format!("the gateway answered {}: {detail}", answer.status())
+    problem.as_ref().and_then(|problem| problem["detail"].as_str()).unwrap_or("").to_owned()
+}
+
+pub(super) fn refusal(answer: &Response<Bytes>) -> String {
+    format!("the gateway answered {}: {}", answer.status(), detail(answer))
 }
 
 fn print(status: &Status) {

@@ -14,6 +14,8 @@ use crate::reader::{Table, Value};
 
 const ADDRESS: &str = "an IP address and a port, such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
 const GIB: u64 = 1 << 30;
+/// Supervisors wait for less; who needs more has something else in mind.
+const DRAIN_MAX: Duration = Duration::from_mins(10);
 
 /// `[listen]` and `[admin]`, which must not claim the same address.
 pub(super) struct Listening {
@@ -158,7 +160,29 @@ pub(super) fn read_limits(table: &Table<'_>) -> Limited {
             "all header lines of a request together",
         ))
         .unwrap_or(32 << 10),
+        drain: duration(
+            table,
+            "drain",
+            Duration::from_secs(20),
+            SECOND..=DRAIN_MAX,
+            "from the signal to stop until the process has ended",
+        ),
+        drain_delay: duration(
+            table,
+            "drain_delay",
+            Duration::ZERO,
+            Duration::ZERO..=DRAIN_MAX,
+            "as long as load balancers need to notice that it is not ready",
+        ),
     };
+    if limits.drain < limits.drain_delay + SECOND
+        && let Some(value) = table.get("drain_delay").or_else(|| table.get("drain"))
+    {
+        value.wrong(
+            "`limits.drain_delay` leaves less than 1s of `limits.drain`, too little to finish what is in progress",
+            "a `drain` that is some seconds longer than `drain_delay`, of which it is a part",
+        );
+    }
     if limits.in_flight < body
         && let Some(value) = table.get("in_flight").or_else(|| table.get("body"))
     {

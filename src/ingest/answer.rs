@@ -36,6 +36,8 @@ pub(super) enum Rejection {
     RateLimited(Duration),
     /// All bytes in flight are taken.
     Overloaded,
+    /// The gateway stops, and the rest of the body would come too late.
+    Stopping,
     /// The store could not take it.
     Store(StoreError),
     /// A bug of ours.
@@ -47,7 +49,7 @@ impl Rejection {
     pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 4] =
         ["malformed_head", "head_too_large", "no_route", "internal"];
 
-    const LABELS_WITH_SOURCE: [&'static str; 11] = [
+    const LABELS_WITH_SOURCE: [&'static str; 12] = [
         "method_not_allowed",
         "address_not_allowed",
         "body_too_large",
@@ -55,6 +57,7 @@ impl Rejection {
         "body_broken",
         "rate_limited",
         "overloaded",
+        "stopping",
         "store_busy",
         "disk_full",
         "store_failed",
@@ -79,6 +82,7 @@ impl Rejection {
             Self::BodyBroken => "body_broken",
             Self::RateLimited(_) => "rate_limited",
             Self::Overloaded => "overloaded",
+            Self::Stopping => "stopping",
             Self::Store(StoreError::Busy) => "store_busy",
             Self::Store(StoreError::DiskFull) => "disk_full",
             Self::Store(StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_)) => "store_failed",
@@ -97,7 +101,9 @@ impl Rejection {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded | Self::Store(_) | Self::Internal => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::Stopping | Self::Store(_) | Self::Internal => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -162,6 +168,7 @@ mod tests {
     fn own_faults_are_never_the_senders() {
         for rejection in [
             Rejection::Overloaded,
+            Rejection::Stopping,
             Rejection::Internal,
             Rejection::Store(StoreError::Busy),
             Rejection::Store(StoreError::DiskFull),
@@ -197,6 +204,7 @@ mod tests {
             Rejection::BodyBroken,
             Rejection::RateLimited(Duration::ZERO),
             Rejection::Overloaded,
+            Rejection::Stopping,
             Rejection::Store(StoreError::Busy),
             Rejection::Store(StoreError::DiskFull),
             Rejection::Store(StoreError::Closed),

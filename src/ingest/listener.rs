@@ -6,31 +6,31 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::activity::{self, Activity};
 use super::answer::Rejection;
 use super::head::LINES_MAX;
 use super::linger::Lingering;
@@ -41,10 +41,9 @@ use crate::metrics::UNMATCHED;
 
 /// Connections that the kernel holds while all of ours are taken.
 const BACKLOG: u32 = 1024;
-/// A connection that has answered requests may wait so long for the next.
-const IDLE: Duration = Duration::from_secs(60);
-/// A connection that waits for its next request when the gateway stops is closed after so long.
-const STOPPING: Duration = Duration::from_millis(250);
+/// When the gateway stops, a connection without a request may still begin one for so long: what a sender that keeps its
+/// connection open had just sent is answered, and told that it was the last.
+const STOPPING: Duration = Duration::from_secs(1);
 /// Pauses after a failed accept, doubling: at the limit of open files accept fails at once, for ever.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// hyper's read buffer cannot be smaller.
@@ -165,17 +164,55 @@ impl Shared {
                 }
             };
             pause = ACCEPT_PAUSE.0;
-            let peer = peer.ip().to_canonical();
-            let Some(seat) = self.seat(peer) else { continue };
-            let shared = Arc::clone(&self);
-            tracker.spawn(async move {
-                let _held = (place, seat);
-                shared.connection(stream, Peer { address: peer }).await;
-            });
+            self.admit(&tracker, place.ok(), stream, peer);
         }
-        drop(socket);
+        self.accept_rest(socket, &connections, &tracker);
         tracker.close();
         tracker.wait().await;
+    }
+
+    /// Takes the connections that the kernel has accepted for us already, as far as there are places: closing the socket
+    /// resets those that are left, with whatever their senders have sent.
+    fn accept_rest(
+        self: &Arc<Self>,
+        socket: TcpListener,
+        connections: &Arc<Semaphore>,
+        tracker: &TaskTracker,
+    ) {
+        // tokio's own accept would miss those of which it has not been told yet.
+        let Ok(socket) = socket.into_std() else { return };
+        // Not for as long as more come: they are not those that were waiting.
+        for _ in 0..=BACKLOG {
+            let Ok(place) = Arc::clone(connections).try_acquire_owned() else { return };
+            match socket.accept() {
+                Ok((stream, peer)) => {
+                    if stream.set_nonblocking(true).is_ok()
+                        && let Ok(stream) = TcpStream::from_std(stream)
+                    {
+                        self.admit(tracker, Some(place), stream, peer);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Its sender is gone already; the next may not be.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        tracker: &TaskTracker,
+        place: Option<OwnedSemaphorePermit>,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) {
+        let peer = peer.ip().to_canonical();
+        let Some(seat) = self.seat(peer) else { return };
+        let shared = Arc::clone(self);
+        tracker.spawn(async move {
+            let _held = (place, seat);
+            shared.connection(stream, Peer { address: peer }).await;
+        });
     }
 
     /// Counts a connection of `peer`, unless it has too many. Trusted proxies speak for many senders.
@@ -209,8 +246,8 @@ impl Shared {
             }
         };
         let opened = tokio::select! {
-            () = self.stop.cancelled() => return,
             opened = opening => opened,
+            () = self.stopped_for(STOPPING) => return,
         };
         match opened {
             Some(Opened::Clear(stream)) => self.http1(stream, peer).await,
@@ -220,6 +257,11 @@ impl Shared {
             Some(Opened::Secure(stream)) => self.http1(stream, peer).await,
             None => {}
         }
+    }
+
+    async fn stopped_for(&self, time: Duration) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(time).await;
     }
 
     async fn http1(
@@ -236,7 +278,9 @@ impl Shared {
             .max_buf_size(self.limits.header_bytes.max(HEAD_BUFFER_MIN))
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = self.drive(connection, &activity).await {
+        // Nothing to tell it when the gateway stops: hyper would close an idle one at once, also over a request that is
+        // on its way. Instead, every answer then says that it is the last.
+        if let Err(error) = self.drive(connection, |_| (), &activity).await {
             self.count_broken(&error);
         }
     }
@@ -261,36 +305,40 @@ impl Shared {
             .max_header_list_size(u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX))
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
-            .keep_alive_interval(IDLE / 2)
+            .keep_alive_interval(activity::IDLE / 2)
             .keep_alive_timeout(self.limits.head_read)
             .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = self.drive(connection, &activity).await {
+        if let Err(error) = self.drive(connection, http2::Connection::graceful_shutdown, &activity).await {
             tracing::debug!(%error, "connection ended");
         }
     }
 
-    /// Runs a connection to its end, and ends it when it is idle for too long or the gateway stops.
-    async fn drive<C>(&self, connection: C, activity: &Activity) -> Result<(), C::Error>
+    /// Runs a connection to its end, and ends it when it is idle for too long or the gateway stops, after `farewell`.
+    async fn drive<C, E>(
+        &self,
+        connection: C,
+        farewell: impl FnOnce(Pin<&mut C>),
+        activity: &Activity,
+    ) -> Result<(), E>
     where
-        C: GracefulConnection,
+        C: Future<Output = Result<(), E>>,
     {
         let mut connection = pin!(connection);
-        let mut stopping = false;
+        let mut farewell = Some(farewell);
         loop {
             tokio::select! {
                 ended = connection.as_mut() => return ended,
-                () = self.stop.cancelled(), if !stopping => {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
+                () = self.stop.cancelled(), if farewell.is_some() => {
+                    if let Some(farewell) = farewell.take() {
+                        farewell(connection.as_mut());
+                    }
                 }
-                // A request that began meanwhile has moved the time on; otherwise nothing is in progress, and nothing
-                // can be lost by closing.
-                () = tokio::time::sleep(STOPPING), if stopping => {
+                () = tokio::time::sleep(STOPPING), if farewell.is_none() => {
                     if !activity.is_busy() {
                         return Ok(());
                     }
                 }
-                () = tokio::time::sleep_until(activity.idle_until()), if !stopping => {
+                () = tokio::time::sleep_until(activity.idle_until()), if farewell.is_some() => {
                     if activity.is_idle() {
                         return Ok(());
                     }
@@ -306,8 +354,14 @@ impl Shared {
         activity: &Activity,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let _busy = activity.begin();
+        let http1 = request.version() < Version::HTTP_2;
         let answer = AssertUnwindSafe(Arc::clone(&self.ingest).answer(request, peer)).catch_unwind().await;
-        Ok(answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, true)))
+        let mut answer =
+            answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, http1));
+        if http1 && self.stop.is_cancelled() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(answer)
     }
 
     /// hyper answers heads that it cannot parse by itself; they are counted here.
@@ -344,55 +398,5 @@ impl Drop for Seat {
                 per_address.remove(&self.peer);
             }
         }
-    }
-}
-
-/// When something last happened on a connection.
-struct Activity {
-    opened: Instant,
-    /// Requests in progress.
-    busy: AtomicUsize,
-    /// Milliseconds from `opened` until which the connection may be idle.
-    idle_until_ms: AtomicU64,
-}
-
-impl Activity {
-    fn new(first_request_within: Duration) -> Self {
-        let until = u64::try_from(first_request_within.as_millis()).unwrap_or(u64::MAX);
-        Self { opened: Instant::now(), busy: AtomicUsize::new(0), idle_until_ms: AtomicU64::new(until) }
-    }
-
-    fn begin(&self) -> Busy<'_> {
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        self.extend();
-        Busy(self)
-    }
-
-    fn extend(&self) {
-        let until = self.opened.elapsed() + IDLE;
-        self.idle_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
-    }
-
-    fn idle_until(&self) -> Instant {
-        let until = self.opened + Duration::from_millis(self.idle_until_ms.load(Ordering::SeqCst));
-        // While a request is in progress, look again later.
-        if self.is_busy() { Instant::now() + IDLE } else { until }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::SeqCst) > 0
-    }
-
-    fn is_idle(&self) -> bool {
-        !self.is_busy() && Instant::now() >= self.idle_until()
-    }
-}
-
-struct Busy<'a>(&'a Activity);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.extend();
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
     }
 }

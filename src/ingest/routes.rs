@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::answer::Rejection;
 use crate::config::{Config, Route, Source};
 use crate::rate::Limiter;
+use crate::units::Rate;
 
 /// The part of the configuration that a reload replaces.
 pub(super) struct Routes {
@@ -20,18 +21,24 @@ pub(super) struct Routes {
 /// A source and how much of its rate is left.
 pub(super) struct Entry {
     pub(super) source: Arc<Source>,
-    limiter: Option<Mutex<Limiter>>,
+    pace: Option<Arc<Pace>>,
+}
+
+/// What is left of a source's rate; outlives reloads that do not change it.
+struct Pace {
+    limiter: Mutex<Limiter>,
     /// The origin of the limiter's time.
     since: Instant,
 }
 
 impl Routes {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, before: Option<&Self>) -> Self {
         let entry = |source: &Arc<Source>| {
-            // Providers send in bursts: all of a period's allowance may come at once.
-            let limiter = source.rate.map(|rate| Mutex::new(Limiter::new(rate, rate.events)));
-            let entry = Entry { source: Arc::clone(source), limiter, since: Instant::now() };
-            (source.path.clone(), Arc::new(entry))
+            let same =
+                |entry: &&Arc<Entry>| entry.source.name == source.name && entry.source.rate == source.rate;
+            let kept = before.and_then(|before| before.by_path.values().find(same)?.pace.clone());
+            let pace = kept.or_else(|| source.rate.map(|rate| Arc::new(Pace::new(rate))));
+            (source.path.clone(), Arc::new(Entry { source: Arc::clone(source), pace }))
         };
         Self {
             by_path: config.sources.iter().map(entry).collect(),
@@ -47,9 +54,16 @@ impl Routes {
 impl Entry {
     /// Counts one verified request against the source's rate; forged ones must not use it up.
     pub(super) fn admit(&self) -> Result<(), Rejection> {
-        let Some(limiter) = &self.limiter else { return Ok(()) };
-        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.claim(self.since.elapsed(), Duration::ZERO).map(drop).map_err(Rejection::RateLimited)
+        let Some(pace) = &self.pace else { return Ok(()) };
+        let mut limiter = pace.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.claim(pace.since.elapsed(), Duration::ZERO).map(drop).map_err(Rejection::RateLimited)
+    }
+}
+
+impl Pace {
+    fn new(rate: Rate) -> Self {
+        // Providers send in bursts: all of a period's allowance may come at once.
+        Self { limiter: Mutex::new(Limiter::new(rate, rate.events)), since: Instant::now() }
     }
 }
 

@@ -80,6 +80,15 @@ fn limits() {
         "in_flight = \"64KiB\"",
         "2:13: error: limits.in_flight: `limits.in_flight` is smaller than `limits.body`: the largest bodies could never be accepted",
     );
+    check("drain = \"500ms\"", "2:9: error: limits.drain: `500ms` cannot be used: it must be from 1s to 10m");
+    let too_little = "`limits.drain_delay` leaves less than 1s of `limits.drain`, too little to finish what is in progress";
+    check("drain_delay = \"20s\"", &format!("2:15: error: limits.drain_delay: {too_little}"));
+    check(
+        "drain = \"5s\"\ndrain_delay = \"4500ms\"",
+        &format!("3:15: error: limits.drain_delay: {too_little}"),
+    );
+    let limits = accepted(&section("limits = { drain = \"1m\", drain_delay = \"59s\" }")).limits;
+    assert_eq!((limits.drain, limits.drain_delay), (Duration::from_mins(1), Duration::from_secs(59)));
 }
 
 #[test]

@@ -154,6 +154,12 @@ async fn a_paused_lane_waits_and_goes_on() {
     eventually("all are delivered", || gateway.delivered() == 20).await;
 }
 
+/// Ends within `patience`, and what settling takes.
+async fn drain(gateway: &Gateway, patience: Duration) {
+    let until = tokio::time::Instant::now() + patience + Duration::from_secs(2);
+    gateway.lanes.drain(tokio::time::sleep(patience), until).await;
+}
+
 #[tokio::test]
 async fn a_drain_lets_running_attempts_end() {
     let backend = Backend::always(Reply::hang()).await;
@@ -162,7 +168,7 @@ async fn a_drain_lets_running_attempts_end() {
     let gateway = Gateway::start([to]);
     gateway.forward(delivery(b"{}"), "legacy");
     eventually("it is under way", || backend.count() == 1).await;
-    gateway.lanes.drain(Duration::from_secs(60)).await;
+    drain(&gateway, Duration::from_secs(60)).await;
     assert_eq!(gateway.row().records[0].outcome, "timeout");
     assert!(is_waiting(gateway.row().progress));
     assert_eq!(backend.count(), 1, "it was not tried again");
@@ -176,7 +182,7 @@ async fn a_drain_gives_back_what_it_cuts_off() {
         gateway.forward(delivery(b"{}"), "legacy");
     }
     eventually("four are under way", || backend.count() == 4).await;
-    gateway.lanes.drain(Duration::from_millis(50)).await;
+    drain(&gateway, Duration::from_millis(50)).await;
     assert_eq!(gateway.count(is_waiting), 10, "nothing is left in flight");
     let rows = gateway.store.rows().clone();
     let cut: Vec<_> = rows.iter().filter(|row| !row.records.is_empty()).collect();
@@ -200,7 +206,7 @@ async fn an_attempt_that_has_not_begun_when_a_drain_begins_does_not_count() {
     store.put(delivery(b"2"), "legacy");
     let gateway = Gateway::start_with(store, [to]);
     eventually("both are leased", || gateway.count(is_waiting) == 0).await;
-    gateway.lanes.drain(Duration::from_secs(60)).await;
+    drain(&gateway, Duration::from_secs(60)).await;
     if gateway.delivered() < 2 {
         let rows = gateway.store.rows().clone();
         let row = rows.iter().find(|row| is_waiting(row.progress)).unwrap();
@@ -233,7 +239,7 @@ async fn a_latched_store_does_not_hold_a_drain_up() {
     }
     eventually("four are under way", || backend.count() == 4).await;
     gateway.store.latched.store(true, Ordering::SeqCst);
-    let drained = tokio::time::timeout(Duration::from_secs(1), gateway.lanes.drain(Duration::ZERO)).await;
+    let drained = tokio::time::timeout(Duration::from_secs(1), drain(&gateway, Duration::ZERO)).await;
     assert!(drained.is_ok(), "less than what a drain allows for settling");
     assert_eq!(gateway.count(is_in_flight), 4, "the next start finds them interrupted");
 }

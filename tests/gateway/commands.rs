@@ -26,7 +26,7 @@ fn usage_and_exit_codes() {
     check(
         &["--help"],
         0,
-        &["run", "check", "demo", "send", "providers", "status", "healthcheck", "completions"],
+        &["run", "check", "demo", "send", "providers", "status", "reload", "healthcheck", "completions"],
     );
     check(&["run"], 64, &["--config"]);
     check(&["frobnicate"], 64, &["frobnicate"]);

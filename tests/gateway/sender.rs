@@ -97,6 +97,14 @@ impl Post {
         self
     }
 
+    /// As bytes, for a connection that is to stay open.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head();
+        bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", self.body.len()).as_bytes());
+        bytes.extend_from_slice(&self.body);
+        bytes
+    }
+
     fn head(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: gateway\r\n", self.method, self.target).into_bytes();
         for (name, value) in &self.headers {
@@ -114,12 +122,7 @@ impl Post {
 
     /// `None` when the gateway is gone before it has answered.
     pub(crate) fn try_send(&self, to: SocketAddr) -> Option<Answer> {
-        let mut bytes = self.head();
-        bytes.extend_from_slice(
-            format!("Content-Length: {}\r\nConnection: close\r\n\r\n", self.body.len()).as_bytes(),
-        );
-        bytes.extend_from_slice(&self.body);
-        exchange(to, &bytes)
+        exchange(to, &self.clone().with("Connection", "close").bytes())
     }
 
     /// Sends the body in chunks of this size, without a length.
@@ -138,28 +141,47 @@ impl Post {
 
 /// Sends raw bytes and reads one answer.
 pub(crate) fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Answer> {
-    let mut stream = TcpStream::connect(to).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // A gateway that refuses early closes while we still send; its answer is there all the same.
-    let _ = stream.write_all(bytes);
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => answer.extend_from_slice(&buffer[..read]),
-            Err(_) => break,
-        }
-        if complete(&answer) {
-            break;
-        }
-    }
-    parse(&answer)
+    let mut wire = Wire::open(to)?;
+    wire.write(bytes);
+    wire.read()
 }
 
-fn complete(answer: &[u8]) -> bool {
-    let Some(parsed) = parse(answer) else { return false };
-    parsed.header("content-length").and_then(|length| length.parse().ok()) == Some(parsed.body.len())
+/// A connection that requests are written to, in whatever pieces, and answers are read from.
+pub(crate) struct Wire {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+impl Wire {
+    /// `None` when nobody listens.
+    pub(crate) fn open(to: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(to).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Some(Self { stream, unread: Vec::new() })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        // A gateway that refuses early closes while we still send; its answer is there all the same.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// The next answer, or what there is of it when the gateway closes; `None` when that is not even a head.
+    pub(crate) fn read(&mut self) -> Option<Answer> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(mut answer) = parse(&self.unread)
+                && let Some(length) = answer.header("content-length").and_then(|length| length.parse().ok())
+                && answer.body.len() >= length
+            {
+                self.unread = answer.body.split_off(length);
+                return Some(answer);
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return parse(&std::mem::take(&mut self.unread)),
+                Ok(read) => self.unread.extend_from_slice(&buffer[..read]),
+            }
+        }
+    }
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {
