@@ -1,7 +1,9 @@
 //! The composition root: builds a gateway from its configuration, keeps it running, reloads and drains it. Every part
 //! is an argument of the part above, so that tests start whole gateways side by side.
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -21,11 +23,18 @@ use crate::store::Store;
 use crate::store::sqlite::{self, OpenError};
 
 mod drain;
+mod handover;
 mod reload;
+mod sockets;
 mod status;
 mod upkeep;
+mod waiting;
 
+pub use handover::HandoverError;
 pub use reload::Load;
+pub use sockets::{SocketError, Sockets};
+
+use handover::Door;
 
 /// A running gateway.
 pub struct App {
@@ -36,6 +45,7 @@ pub struct App {
     requests: TaskTracker,
     operators: JoinHandle<()>,
     failed: watch::Receiver<Option<String>>,
+    successor: watch::Receiver<Option<i32>>,
 }
 
 /// What the tasks of a gateway share.
@@ -85,25 +95,50 @@ pub enum StartError {
         address: SocketAddr,
         /// Why.
         #[source]
-        error: std::io::Error,
+        error: io::Error,
     },
 }
 
 impl App {
-    /// Starts a gateway; it serves when this returns. `load` reads the configuration for a reload.
+    /// Starts a gateway on addresses of its own; it serves when this returns. `load` reads the configuration for a
+    /// reload.
     ///
     /// # Errors
     /// When the store cannot be opened or an address cannot be had.
     pub async fn start(config: Config, load: Box<Load>, clock: Clock) -> Result<Self, StartError> {
+        Self::start_on(Sockets::default(), config, load, clock).await
+    }
+
+    /// The same, on sockets that it was given. It then waits for as long as another process holds the data directory,
+    /// and what connects meanwhile waits in the queues of the sockets.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or an address cannot be had.
+    pub async fn start_on(
+        sockets: Sockets,
+        config: Config,
+        load: Box<Load>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::new();
+        let follows = sockets.is_given();
         // Addresses first: a second gateway fails here, before it touches the first one's store.
-        let listener = Listener::bind(&config.listen, &config.limits)?;
+        let listener = Listener::new(sockets.public, &config.listen, &config.limits)?;
         let admin_error = |error| StartError::Admin { address: config.admin.address, error };
-        let admin_socket = TcpListener::bind(config.admin.address).await.map_err(admin_error)?;
-        let listen = listener
-            .address()
-            .map_err(|error| BindError::Address { address: config.listen.address, error })?;
-        let admin = admin_socket.local_addr().map_err(admin_error)?;
+        let admin_socket = match sockets.admin {
+            Some(socket) => Some(TcpListener::from_std(socket).map_err(admin_error)?),
+            None => match TcpListener::bind(config.admin.address).await {
+                // Of the gateway before this one; it is free when the store is.
+                Err(error) if follows && error.kind() == ErrorKind::AddrInUse => None,
+                bound => Some(bound.map_err(admin_error)?),
+            },
+        };
+        let listen_error = |error| BindError::Address { address: config.listen.address, error };
+        let listen = listener.address().map_err(listen_error)?;
+        if follows {
+            let (address, configured) = (listen, config.listen.address);
+            tracing::info!(%address, %configured, "listening on the socket that was given");
+        }
 
         let lanes = Lanes::new(clock.clone(), metrics.clone());
         lanes.apply(&config.destinations);
@@ -112,10 +147,13 @@ impl App {
             disk_reserve: config.store.disk_reserve,
             metrics: metrics.clone(),
         };
-        let outlet = Arc::clone(&lanes);
-        let opened = tokio::task::spawn_blocking(move || sqlite::open(options, outlet)).await;
-        let opened = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let store: Arc<dyn Store> = Arc::new(opened?);
+        let store: Arc<dyn Store> = Arc::new(waiting::open_store(options, &lanes, follows).await?);
+        let admin_socket = match admin_socket {
+            Some(socket) => socket,
+            None => waiting::bind_when_free(config.admin.address).await.map_err(admin_error)?,
+        };
+        let admin = admin_socket.local_addr().map_err(admin_error)?;
+        let door = Door::open(&config.store.path, [listener.as_fd(), admin_socket.as_fd()]);
         lanes.start(&store);
 
         let stages = Stages::default();
@@ -143,7 +181,14 @@ impl App {
         requests.close();
         tokio::spawn(Arc::clone(&parts).upkeep(failure));
         let operators = tokio::spawn(Arc::clone(&parts).serve_admin(admin_socket));
-        Ok(Self { parts, listen, admin, requests, operators, failed })
+        let (taken_over, successor) = watch::channel(None);
+        match door {
+            Ok(door) => {
+                tokio::spawn(door.serve(parts.stages.stopping.clone(), taken_over));
+            }
+            Err(error) => tracing::warn!(%error, "`run --takeover` will not work"),
+        }
+        Ok(Self { parts, listen, admin, requests, operators, failed, successor })
     }
 
     /// Where senders reach it.
@@ -162,6 +207,18 @@ impl App {
         match failed.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
             Err(_) => "upkeep has ended".to_owned(),
+        }
+    }
+
+    /// Resolves when another process has asked to take over and has got the sockets, with its id: it waits until this
+    /// gateway has been drained.
+    pub async fn handed_over(&self) -> i32 {
+        let mut successor = self.successor.clone();
+        let successor = successor.wait_for(Option::is_some).await.map(|successor| *successor);
+        match successor {
+            Ok(Some(successor)) => successor,
+            // Nobody can ask.
+            Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod http;
 mod logging;
+mod notify;
 mod providers;
 mod reload;
 mod run;

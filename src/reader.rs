@@ -358,7 +358,8 @@ impl<'d> Value<'d> {
 
 /// The candidate that `name` was probably meant to be.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let near = candidates.into_iter().map(|candidate| (strsim::levenshtein(candidate, name), candidate)).min()?;
+    let near =
+        candidates.into_iter().map(|candidate| (strsim::levenshtein(candidate, name), candidate)).min()?;
     (near.0 <= 1 + name.len() / 4).then_some(near.1)
 }
 

@@ -16,6 +16,8 @@ mod support;
 mod document;
 #[path = "reliability/drain.rs"]
 mod drain;
+#[path = "reliability/handover.rs"]
+mod handover;
 #[path = "reliability/http2.rs"]
 mod http2;
 #[path = "reliability/killed.rs"]
@@ -24,6 +26,8 @@ mod killed;
 mod preload;
 #[path = "reliability/reload.rs"]
 mod reload;
+#[path = "reliability/upgrade.rs"]
+mod upgrade;
 
 /// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
 pub(crate) fn soak(usual: usize, long: usize) -> usize {

@@ -24,7 +24,9 @@ impl App {
     /// Dropping the future loses nothing that was acknowledged.
     pub async fn drain(self) {
         let Limits { drain, drain_delay, .. } = self.parts.config.load().limits;
-        self.end(drain_delay, drain).await;
+        // Nobody has to notice that another gateway serves the same sockets, and that one is waiting.
+        let delay = if self.successor.borrow().is_some() { Duration::ZERO } else { drain_delay };
+        self.end(delay, drain).await;
     }
 
     /// Ends a gateway whose store has shut itself.

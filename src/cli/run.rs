@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use countersign::app::App;
+use countersign::app::{App, Sockets};
 use countersign::clock::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::logging::{self, LogFormat};
+use super::notify::notify;
 use super::{Failure, chain, check, full_runtime, say};
 
 #[derive(Debug, clap::Args)]
@@ -18,19 +19,27 @@ pub(super) struct Arguments {
     /// How logs are written to standard error; RUST_LOG filters them
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+    /// Take over from the gateway that runs on the same data directory, without refusing a request; it then stops.
+    /// Start as usual when there is none
+    #[arg(long)]
+    takeover: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(arguments.log_format, "info");
+    let mut sockets = Sockets::of_supervisor().map_err(|error| Failure::Io(chain(error)))?;
     let path = arguments.config.clone();
     let config = check::load(&path)?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.trim_end());
     }
     let load = move || check::load(&path).map_err(|failure| failure.into_parts().1);
+    if arguments.takeover {
+        sockets = sockets.take_over(&config.store.path).map_err(|error| Failure::Io(chain(error)))?;
+    }
     let runtime = full_runtime()?;
     let done = runtime.block_on(async {
-        let app = App::start(config, Box::new(load), Clock::system()).await;
+        let app = App::start_on(sockets, config, Box::new(load), Clock::system()).await;
         steer(app.map_err(|error| Failure::Io(chain(error)))?).await
     });
     // All that could be waited for has been; a read that hangs in a dying disk must not keep the supervisor waiting.
@@ -45,11 +54,16 @@ async fn steer(app: App) -> Result<(), Failure> {
     let mut interrupt = listen(SignalKind::interrupt())?;
     // Supervisors and tests wait for this line, and for nothing else on standard output.
     say(&format!("ready listen={} admin={}", app.listen_address(), app.admin_address()));
+    notify("READY=1");
     loop {
         tokio::select! {
             _ = hangup.recv() => app.reload(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            successor = app.handed_over() => {
+                tracing::info!(successor, "handing over");
+                break;
+            }
             reason = app.failed() => {
                 tracing::error!(reason, "cannot go on; exiting so that the supervisor starts a fresh process");
                 app.give_up().await;
@@ -57,6 +71,7 @@ async fn steer(app: App) -> Result<(), Failure> {
             }
         }
     }
+    notify("STOPPING=1");
     tracing::info!("draining");
     tokio::select! {
         () = app.drain() => tracing::info!("drained"),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +40,9 @@ use super::{Ingest, Peer};
 use crate::config::{Limits, Listen};
 use crate::metrics::UNMATCHED;
 
-/// Connections that the kernel holds while all of ours are taken.
-const BACKLOG: u32 = 1024;
+/// Connections that the kernel holds while all of ours are taken, or one gateway makes way for the next; it takes
+/// net.core.somaxconn when that is less.
+const BACKLOG: u32 = 4096;
 /// When the gateway stops, a connection without a request may still begin one for so long: what a sender that keeps its
 /// connection open had just sent is answered, and told that it was the last.
 const STOPPING: Duration = Duration::from_secs(1);
@@ -85,19 +87,29 @@ impl Certificate {
 }
 
 impl Listener {
-    /// Binds the address and reads the certificate.
+    /// Takes a socket that was given, or binds the address, and reads the certificate.
     ///
     /// # Errors
     /// When either is not possible.
-    pub fn bind(listen: &Listen, limits: &Limits) -> Result<Self, BindError> {
+    pub fn new(
+        given: Option<std::net::TcpListener>,
+        listen: &Listen,
+        limits: &Limits,
+    ) -> Result<Self, BindError> {
         let tls = listen.tls.as_ref().map(tls::load).transpose()?;
-        let bound = |error| BindError::Address { address: listen.address, error };
-        let socket = if listen.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-        let socket = socket.map_err(bound)?;
-        socket.set_reuseaddr(true).map_err(bound)?;
-        socket.bind(listen.address).map_err(bound)?;
-        let socket = socket.listen(BACKLOG).map_err(bound)?;
+        let socket = match given {
+            Some(socket) => TcpListener::from_std(socket),
+            None => Self::bind(listen.address),
+        };
+        let socket = socket.map_err(|error| BindError::Address { address: listen.address, error })?;
         Ok(Self { socket, tls, limits: limits.clone() })
+    }
+
+    fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
     }
 
     /// The address, with the port that was picked.
@@ -119,6 +131,12 @@ impl Listener {
         let shared =
             Arc::new(Shared { ingest, limits: self.limits, tls, per_address: Mutex::default(), stop });
         (certificate, shared.accept_all(self.socket))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -2,7 +2,7 @@
 //! commits that are fsynced before anyone is answered; a few connections read. A failed write latches the store, a
 //! full disk only refuses what would fill it. Any `sqlite3` can look into the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ mod schema;
 mod settle;
 mod sweep;
 mod writer;
+
+/// The name of the database in the data directory.
+const DATABASE: &str = "countersign.db";
 
 /// Work that may wait for the writer. Seconds of it at any rate that an fsync allows: more would only be late.
 const QUEUE_MAX: usize = 4_096;
@@ -148,7 +151,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         Refused::InUse(holder) => OpenError::InUse { directory: directory.clone(), holder },
         Refused::Io(source) => unusable(source),
     })?;
-    let file = directory.join("countersign.db");
+    let file = directory.join(DATABASE);
     let failed = |error| schema::failure(&file, error);
 
     let connection = schema::open_writer(&file)?;
@@ -194,6 +197,20 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
     Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running })
+}
+
+/// Whether another process holds the data directory at this moment; then an [`OpenError::InUse`] that names it.
+pub fn in_use(directory: &Path) -> Option<OpenError> {
+    let holder = directory::holder(directory)?;
+    Some(OpenError::InUse { directory: directory.to_owned(), holder })
+}
+
+/// Judges whether this version could open the store, while another process holds it; only the format is looked at.
+///
+/// # Errors
+/// When the file is newer or cannot be read.
+pub fn check_format(directory: &Path) -> Result<(), OpenError> {
+    schema::check_format(&directory.join(DATABASE))
 }
 
 /// Lets what was in flight wait again.

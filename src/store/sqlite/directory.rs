@@ -54,6 +54,18 @@ pub(super) fn hold(directory: &Path) -> Result<Held, Refused> {
     Ok(Held { _lock: lock })
 }
 
+/// Whether another process holds `directory` now; its id, when it could be read.
+pub(super) fn holder(directory: &Path) -> Option<Option<u32>> {
+    let mut lock = File::open(directory.join("lock")).ok()?;
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            Some(lock.read_to_string(&mut holder).ok().and_then(|_| holder.trim().parse().ok()))
+        }
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
 /// Makes the names in `directory` durable.
 pub(super) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
@@ -78,7 +90,9 @@ mod tests {
         assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         let refused = hold(&directory).unwrap_err();
         assert!(matches!(refused, Refused::InUse(Some(pid)) if pid == std::process::id()), "{refused:?}");
+        assert_eq!(holder(&directory), Some(Some(std::process::id())));
         drop(held);
+        assert_eq!(holder(&directory), None);
         hold(&directory).unwrap();
     }
 }

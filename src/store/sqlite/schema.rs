@@ -30,17 +30,13 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
 
     let application: i32 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed)?;
-    let format: u32 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     let tables: u32 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let fresh = application == 0 && tables == 0;
     if !fresh && application != APPLICATION_ID {
         return Err(OpenError::Foreign { file: file.to_owned() });
     }
-    if format > FORMAT {
-        return Err(OpenError::Newer { file: file.to_owned(), found: format, known: FORMAT });
-    }
+    let format = format_of(&connection, file)?;
 
     configure(&connection).map_err(failed)?;
     for (next, migration) in (1..).zip(MIGRATIONS).skip(format as usize) {
@@ -50,6 +46,24 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
         return Err(OpenError::Busy { file: file.to_owned() });
     }
     Ok(connection)
+}
+
+/// Refuses the format of a database that another process has open, when it is newer.
+pub(super) fn check_format(file: &Path) -> Result<(), OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags).map_err(|error| failure(file, error))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| failure(file, error))?;
+    format_of(&connection, file).map(|_| ())
+}
+
+fn format_of(connection: &Connection, file: &Path) -> Result<u32, OpenError> {
+    let format = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    match format.map_err(|error| failure(file, error))? {
+        newer if newer > FORMAT => {
+            Err(OpenError::Newer { file: file.to_owned(), found: newer, known: FORMAT })
+        }
+        format => Ok(format),
+    }
 }
 
 /// A connection that only reads.
