@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::admin;
 use crate::clock::{Clock, Timestamp};
@@ -27,6 +27,7 @@ mod handover;
 mod reload;
 mod sockets;
 mod status;
+mod time;
 mod upkeep;
 mod waiting;
 
@@ -46,6 +47,8 @@ pub struct App {
     operators: JoinHandle<()>,
     failed: watch::Receiver<Option<String>>,
     successor: watch::Receiver<Option<i32>>,
+    /// Goes on to the end of a drain, whose attempts are still settled by the clock.
+    _time: AbortOnDropHandle<()>,
 }
 
 /// What the tasks of a gateway share.
@@ -121,6 +124,7 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let metrics = Metrics::new();
+        let time = AbortOnDropHandle::new(tokio::spawn(time::watch(&clock, &metrics)));
         let follows = sockets.is_given();
         // Addresses first: a second gateway fails here, before it touches the first one's store.
         let listener = Listener::new(sockets.public, &config.listen, &config.limits)?;
@@ -188,7 +192,7 @@ impl App {
             }
             Err(error) => tracing::warn!(%error, "`run --takeover` will not work"),
         }
-        Ok(Self { parts, listen, admin, requests, operators, failed, successor })
+        Ok(Self { parts, listen, admin, requests, operators, failed, successor, _time: time })
     }
 
     /// Where senders reach it.

@@ -124,6 +124,15 @@ pub struct BreakerPolicy {
 }
 
 impl RetryPolicy {
+    /// The longest that anything makes a forward wait.
+    pub fn pause_max(&self) -> Duration {
+        let longest = match &self.schedule {
+            Schedule::Exponential { max, .. } => *max,
+            Schedule::List(pauses) => pauses.iter().copied().max().unwrap_or_default(),
+        };
+        longest.max(RETRY_AFTER_MAX)
+    }
+
     /// The pause after failed attempt number `attempt` (from 1), with `jitter` drawn evenly from 0 to 1. `None` when
     /// the schedule ends here.
     pub fn pause(&self, attempt: u32, jitter: f64) -> Option<Duration> {
@@ -210,10 +219,11 @@ pub fn step(
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::clock::from_milliseconds;
+    use crate::clock::{Clock, Hand, from_milliseconds};
 
     pub(super) fn policy() -> RetryPolicy {
         RetryPolicy {
@@ -344,6 +354,47 @@ mod tests {
         waits(&list, Progress::InFlight { attempt: 1 }, lacking, 0, 1);
         let old = RetryPolicy { max_age: s(1_000), ..list };
         check(&old, THIRD, lacking, Progress::Dead, &[Action::Mourn]);
+    }
+
+    /// Attempts, and real seconds, until a forward that always fails is dead, while `disturb` plays with the clock.
+    fn life(policy: &RetryPolicy, mut disturb: impl FnMut(u32, &Hand)) -> (u32, u64) {
+        let (clock, hand) = Clock::manual(at(0));
+        let _watch = clock.watch();
+        let (mut attempt, mut lived) = (1, s(0));
+        loop {
+            let steady = clock.steady();
+            let under_way = Progress::InFlight { attempt };
+            let failed = answered(Outcome::Timeout);
+            let Progress::Waiting { due_at, .. } = step(policy, at(0), under_way, failed, steady.time, 1.0).0
+            else {
+                return (attempt, lived.as_secs());
+            };
+            disturb(attempt, &hand);
+            let pause = clock.steady().until(due_at);
+            hand.advance(pause);
+            assert_eq!(clock.steady().time, due_at);
+            lived += pause;
+            attempt += 1;
+        }
+    }
+
+    /// A day's step once made everything that waited a day old, or kept it alive for one more.
+    #[test]
+    fn a_dead_letter_is_neither_early_nor_late_whatever_the_clock_does() {
+        let minutely = Schedule::Exponential { initial: s(60), factor: 1.0, max: s(60) };
+        let policy = RetryPolicy { schedule: minutely, max_age: s(3_600), ..policy() };
+        assert_eq!(life(&policy, |_, _| ()), (61, 3_600));
+        for seconds in [600, -600, 3_600, -3_600, 86_400, -86_400] {
+            let set = SignedDuration::from_secs(seconds);
+            let once =
+                |attempt, hand: &Hand| hand.step(if attempt == 30 { set } else { SignedDuration::ZERO });
+            assert_eq!(life(&policy, once), (61, 3_600));
+            let to_and_fro = |attempt, hand: &Hand| hand.step(if attempt % 2 == 0 { set } else { -set });
+            assert_eq!(life(&policy, to_and_fro), (61, 3_600));
+        }
+        // What was missed is made up: the 30 s that it stood still are not in this figure.
+        let stands_still = |attempt, hand: &Hand| hand.stall(s(if attempt == 30 { 30 } else { 0 }));
+        assert_eq!(life(&policy, stands_still), (61, 3_570));
     }
 
     proptest! {

@@ -14,7 +14,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, from_milliseconds, later};
+use crate::clock::{Clock, Moment, from_milliseconds, later};
 use crate::config::{Config, ReplayGuard, Source};
 use crate::dedup::Keys;
 use crate::delivery::Received;
@@ -206,9 +206,11 @@ impl Ingest {
 
         let (id, body_bytes) = (delivery.id, delivery.body.len());
         let destinations = self.destinations(source, delivery.event.as_deref());
+        let at = Moment { wall: delivery.received_at, steady: self.clock.steady() };
         let arrival = Arrival {
+            at,
             keys: Keys::of(&verified, source.replay_guard != ReplayGuard::Off),
-            claimed_until: later(delivery.received_at, source.dedup_ttl),
+            claimed_until: later(at.latest(), source.dedup_ttl),
             destinations,
             revive_dead: source.revive_dead,
             verified,

@@ -18,6 +18,7 @@ pub mod verify;
 
 pub mod config;
 pub mod metrics;
+pub mod patience;
 
 pub mod store;
 

@@ -69,6 +69,10 @@ pub struct Metrics {
     pub lane_state: IntGaugeVec,
     /// Attempts that a lane may run at once.
     pub lane_concurrency: IntGaugeVec,
+    /// Times that the wall clock was set, `forward` or `backward`.
+    pub clock_steps: IntCounterVec,
+    /// Times that the process stood still.
+    pub clock_stalls: IntCounter,
     /// 1 when the latest reload succeeded, 0 when it was refused.
     pub config_last_reload_success: IntGauge,
     /// Reloads by outcome: `succeeded`, `refused`.
@@ -214,6 +218,15 @@ impl Metrics {
                 "lane_concurrency",
                 "Attempts that a lane may run at once.",
                 &["destination"],
+            ),
+            clock_steps: c.counters(
+                "clock_steps_total",
+                "Times that the wall clock was set by a second or more, or went on while the machine was suspended.",
+                &["direction"],
+            ),
+            clock_stalls: c.counter(
+                "clock_stalls_total",
+                "Times that the process stood still for more than two seconds.",
             ),
             config_last_reload_success: c.int_gauge(
                 "config_last_reload_success",

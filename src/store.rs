@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::clock::Timestamp;
+use crate::clock::{Moment, Timestamp};
 use crate::dedup::Keys;
 use crate::delivery::Delivery;
 use crate::forward::Progress;
@@ -22,7 +22,10 @@ pub struct Arrival {
     pub verified: Arc<Verified>,
     /// What it claims.
     pub keys: Keys,
-    /// When the claims expire.
+    /// When it was received. Earlier claims are judged by the earlier reading, so that none ends before its time
+    /// because somebody set the clock; its forwards are due, and pending, from the steady one.
+    pub at: Moment,
+    /// When the claims expire; counted from the later reading, for the same reason.
     pub claimed_until: Timestamp,
     /// The destinations to forward to; empty for unrouted and dropped deliveries.
     pub destinations: Vec<Arc<str>>,
@@ -58,7 +61,8 @@ pub struct Lease {
     pub destination: Arc<str>,
     /// The number of this attempt, from 1.
     pub attempt: u32,
-    /// Since when the forward has been pending: receipt, or the latest requeue. Age budgets count from here.
+    /// Since when the forward has been pending, in steady time: receipt, or the latest requeue. Age budgets count from
+    /// here.
     pub pending_since: Timestamp,
     /// Whether an operator, or a provider's redelivery of a dead one, asked for it again.
     pub replay: bool,
@@ -101,7 +105,7 @@ pub struct Depth {
     pub pending: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Since when the oldest pending one has been pending, to the second below.
+    /// Since when the oldest pending one has been pending, to the second below, in steady time.
     pub oldest: Option<Timestamp>,
 }
 
@@ -149,7 +153,7 @@ pub trait Outlet: Send + Sync {
 /// A place in a lane; free again when dropped.
 pub type Slot = tokio::sync::OwnedSemaphorePermit;
 
-/// A durable store. All times are arguments, so that tests can set them.
+/// A durable store. All times are arguments, so that tests can set them. Those of forwards are steady time.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Claims and stores in one transaction; durable when it returns `Ok`. Dropping the future does not undo it.
@@ -166,6 +170,10 @@ pub trait Store: Send + Sync {
     /// When the next waiting forward of `destination` falls due (possibly in the past).
     async fn next_due(&self, destination: &str) -> Result<Option<Timestamp>, StoreError>;
 
+    /// Has what waits for `destination` and is due later than `latest`, where no pause can have put it, fall due between
+    /// `now` and `latest` instead, evenly. Returns how many.
+    async fn rein_in(&self, destination: &str, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError>;
+
     /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`] and
     /// [`StoreError::DiskFull`] the forward is still in flight, so that the caller has to settle it again.
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
@@ -176,7 +184,9 @@ pub trait Store: Send + Sync {
     /// How full each lane is, by destination; kept in memory in step with the commits, so cheap.
     fn depths(&self) -> Vec<(Arc<str>, Depth)>;
 
-    /// Removes what retention allows: never anything that is pending or dead.
+    /// Removes what retention allows: never anything that is pending or dead, nor a claim that has not been expired for
+    /// longer than clocks are believed to be wrong ([`DIFFERENCE_MAX`](crate::clock::DIFFERENCE_MAX)): set back, they
+    /// make a request fresh again that the claim is there to recognise.
     async fn sweep(&self, now: Timestamp, keep_delivered: Duration) -> Result<Swept, StoreError>;
 
     /// Size of the store's files in bytes, of a second ago at most while the file system answers.

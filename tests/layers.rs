@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("leaves", &["clock", "id", "rate", "reader", "secret", "units"]),
     ("domain", &["delivery", "dedup", "forward", "verify"]),
-    ("services", &["config", "metrics"]),
+    ("services", &["config", "metrics", "patience"]),
     ("store", &["store"]),
     ("edges", &["ingest", "dispatch", "admin"]),
     ("app", &["app"]),

@@ -26,6 +26,8 @@ mod killed;
 mod preload;
 #[path = "reliability/reload.rs"]
 mod reload;
+#[path = "reliability/time.rs"]
+mod time;
 #[path = "reliability/upgrade.rs"]
 mod upgrade;
 

@@ -38,6 +38,8 @@ macro_rules! conformance {
             a_failed_attempt_waits_until_it_is_due_again
             a_lease_that_is_given_back_costs_no_attempt
             the_next_due_time_is_known
+            due_times_that_no_pause_can_explain_are_reined_in
+            forwards_are_due_and_pending_by_steady_time
             a_place_in_the_lane_needs_no_lease
             a_full_lane_is_woken
             a_crash_in_flight_keeps_the_attempt_counted
@@ -52,6 +54,8 @@ macro_rules! conformance {
             pending_and_dead_ones_stay_whatever_their_age
             unrouted_ones_go_after_the_retention
             expired_claims_go_and_others_stay
+            a_claim_outlives_a_clock_that_was_a_day_ahead
+            a_claim_ends_when_it_has_ended_by_both_readings
             more_than_one_step_is_swept_in_one_go
         );
     };

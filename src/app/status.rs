@@ -56,7 +56,7 @@ impl Gateway for Parts {
             rejected: requests(&source.name, "rejected"),
         });
         let (depths, lanes) = (self.store.depths(), self.lanes.states());
-        let now = self.clock.now();
+        let now = self.clock.steady().time;
         let destinations = config.destinations.iter().map(|destination| {
             let depth = depths.iter().find(|(name, _)| *name == destination.name);
             let depth = depth.map_or(Depth::default(), |(_, depth)| *depth);
@@ -86,7 +86,7 @@ impl Gateway for Parts {
 
 impl Parts {
     fn refresh_gauges(&self) {
-        let now = self.clock.now();
+        let now = self.clock.steady().time;
         self.ingest.refresh_gauges();
         self.metrics.store_bytes.set(i64::try_from(self.store.bytes()).unwrap_or(i64::MAX));
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);

@@ -46,7 +46,7 @@ impl Parts {
 
     async fn sweep(&self) {
         let keep = self.config.load().store.keep_delivered;
-        match self.store.sweep(self.clock.now(), keep).await {
+        match self.store.sweep(self.clock.moment().earliest(), keep).await {
             Ok(swept) => {
                 tracing::debug!(deliveries = swept.deliveries, claims = swept.claims, "retention swept");
             }

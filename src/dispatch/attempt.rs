@@ -13,6 +13,7 @@ use super::client::Endpoint;
 use super::failure::{Failure, retry_after};
 use super::lane::Lane;
 use super::request;
+use crate::clock::elapsed;
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
 use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
@@ -130,9 +131,13 @@ async fn conclude(
     record: Option<AttemptRecord>,
 ) {
     let progress = Progress::InFlight { attempt: lease.attempt };
-    let now = lane.shared.clock.now();
-    let (next, actions) =
-        step(&destination.retry, lease.pending_since, progress, input, now, fastrand::f64());
+    let steady = lane.shared.clock.steady();
+    let (mut next, actions) =
+        step(&destination.retry, lease.pending_since, progress, input, steady.time, fastrand::f64());
+    // A pause that begins now is a real one, also while steady time runs twice as fast.
+    if let Progress::Waiting { due_at, .. } = &mut next {
+        *due_at = steady.after(elapsed(steady.time, *due_at));
+    }
     let id = lease.delivery.id;
     let outcome = record.as_ref().map(|record| record.outcome);
     let attempt = lease.attempt;

@@ -20,10 +20,11 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::failure::{Failure, shortage_of_files};
+use crate::patience::{timeout, timeout_at};
 
 /// Bytes of an answer that are kept for operators.
 const KEPT_BYTES_MAX: usize = 4 * 1024;

@@ -67,7 +67,7 @@ impl Gate {
                         return Err(Unclaimed::Replay { first, guard: arrival.keys.guard });
                     }
                 };
-                let keep = elapsed(delivery.received_at, arrival.claimed_until);
+                let keep = elapsed(arrival.at.earliest(), arrival.claimed_until);
                 Ok(Seen { first, body, claimed_until: arrival.claimed_until, keep })
             };
             let shared = self.seen.try_get_with(key, flight).await;
@@ -75,11 +75,11 @@ impl Gate {
                 return own;
             }
             match shared {
-                Ok(seen) if seen.claimed_until <= delivery.received_at => self.seen.invalidate(&key).await,
+                Ok(seen) if seen.claimed_until <= arrival.at.earliest() => self.seen.invalidate(&key).await,
                 Ok(seen) if arrival.keys.id.is_none() => return Ok(Accepted::Replay { first: seen.first }),
                 Ok(seen) => {
                     if arrival.revive_dead {
-                        self.store.revive(seen.first, delivery.received_at).await?;
+                        self.store.revive(seen.first, arrival.at.steady.time).await?;
                     }
                     return Ok(Accepted::Duplicate { first: seen.first, conflict: seen.body != body });
                 }
@@ -115,7 +115,7 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::clock::from_milliseconds;
+    use crate::clock::{Moment, Steady, from_milliseconds, later};
     use crate::dedup::Keys;
     use crate::delivery::{Delivery, Received};
     use crate::secret::Secret;
@@ -146,6 +146,9 @@ mod tests {
             Err(StoreError::Closed)
         }
         async fn next_due(&self, _: &str) -> Result<Option<Timestamp>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn rein_in(&self, _: &str, _: Timestamp, _: Timestamp) -> Result<u64, StoreError> {
             Err(StoreError::Closed)
         }
         async fn settle(&self, _: Settlement) -> Result<(), StoreError> {
@@ -198,9 +201,11 @@ mod tests {
 
     fn arrival(id: &str, body: &'static str, after_ms: i64) -> Arrival {
         let verified = verified(id, body, after_ms);
+        let now = from_milliseconds(NOW + after_ms);
         Arrival {
+            at: Moment { wall: now, steady: steady(now) },
             keys: Keys::of(&verified, true),
-            claimed_until: from_milliseconds(NOW + after_ms + 60_000),
+            claimed_until: later(now, Duration::from_secs(60)),
             destinations: vec!["legacy".into()],
             revive_dead: true,
             verified,
@@ -211,6 +216,10 @@ mod tests {
         let store = Arc::new(Scripted { answers: Mutex::new(answers), ..Scripted::default() });
         let gate = Gate::new(Arc::clone(&store) as Arc<dyn Store>, 1_000);
         (store, Arc::new(gate))
+    }
+
+    fn steady(time: Timestamp) -> Steady {
+        Steady { time, behind: Duration::ZERO }
     }
 
     async fn in_flight(store: &Scripted, accepts: usize) {
@@ -268,6 +277,24 @@ mod tests {
         assert_eq!(*store.revived.lock().unwrap(), 1);
         store.go.notify_one();
         assert_eq!(gate.claim(arrival("d-1", "{}", 60_000)).await, Ok(Accepted::Stored));
+    }
+
+    /// A wall clock set a day ahead used to end it.
+    #[tokio::test]
+    async fn a_cached_claim_is_not_ended_by_one_reading_alone() {
+        let (store, gate) = gate(vec![Ok(Accepted::Stored)]);
+        store.go.notify_one();
+        assert_eq!(gate.claim(arrival("d-1", "{}", 0)).await, Ok(Accepted::Stored));
+        for (wall_ms, steady_ms) in [(86_400_000, 59_000), (59_000, 86_400_000)] {
+            let at = Moment {
+                wall: from_milliseconds(NOW + wall_ms),
+                steady: steady(from_milliseconds(NOW + steady_ms)),
+            };
+            let copy = Arrival { at, ..arrival("d-1", "{}", wall_ms) };
+            let duplicate = gate.claim(copy).await;
+            assert!(matches!(duplicate, Ok(Accepted::Duplicate { conflict: false, .. })), "{duplicate:?}");
+        }
+        assert_eq!(*store.accepts.lock().unwrap(), 1);
     }
 
     /// Captured bytes, sent again under an id that the provider is about to use, must not swallow the genuine delivery

@@ -20,12 +20,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +38,7 @@ use super::tls::{self, TlsError};
 use super::{Ingest, Peer};
 use crate::config::{Limits, Listen};
 use crate::metrics::UNMATCHED;
+use crate::patience::{Timer, sleep_until, timeout};
 
 /// Connections that the kernel holds while all of ours are taken, or one gateway makes way for the next; it takes
 /// net.core.somaxconn when that is less.
@@ -290,7 +290,7 @@ impl Shared {
         let activity = Arc::new(Activity::new(self.limits.head_read));
         let service = service_fn(|request| self.respond(request, peer, &activity));
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(Timer)
             .header_read_timeout(self.limits.head_read)
             .max_headers(LINES_MAX)
             .max_buf_size(self.limits.header_bytes.max(HEAD_BUFFER_MIN))
@@ -316,7 +316,7 @@ impl Shared {
             async move { shared.respond(request, peer, &seen).await }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
+            .timer(Timer)
             .max_concurrent_streams(STREAMS_MAX)
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(100)
@@ -356,7 +356,7 @@ impl Shared {
                         return Ok(());
                     }
                 }
-                () = tokio::time::sleep_until(activity.idle_until()), if farewell.is_some() => {
+                () = sleep_until(activity.idle_until()), if farewell.is_some() => {
                     if activity.is_idle() {
                         return Ok(());
                     }

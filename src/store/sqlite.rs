@@ -13,7 +13,7 @@ use self::accept::{Accept, Revive};
 use self::depths::Depths;
 use self::directory::Refused;
 use self::health::{Health, lock};
-use self::lease::Lease;
+use self::lease::{Lease, ReinIn};
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::sweep::{Stage, Sweep};
@@ -291,6 +291,10 @@ impl Store for Sqlite {
     async fn next_due(&self, destination: &str) -> Result<Option<Timestamp>, StoreError> {
         let destination = destination.to_owned();
         self.read(move |connection| lease::next_due(connection, &destination)).await
+    }
+
+    async fn rein_in(&self, destination: &str, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
+        self.submit(ReinIn { destination: destination.into(), now, latest }).await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

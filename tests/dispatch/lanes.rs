@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use countersign::clock::{Clock, later};
 use countersign::dispatch::LaneState;
 use countersign::forward::{BreakerPolicy, Outcome, Progress};
 use countersign::store::Outlet;
@@ -189,7 +190,7 @@ async fn a_drain_gives_back_what_it_cuts_off() {
     assert_eq!(cut.len(), 4);
     for row in cut {
         assert_eq!(row.records[0].outcome, "interrupted");
-        let now = countersign::clock::Clock::system().now();
+        let now = Clock::system().now();
         assert!(matches!(row.progress, Progress::Waiting { due_at, attempts: 1 } if due_at <= now));
     }
     assert!(gateway.lanes.reserve("legacy").is_none());
@@ -271,6 +272,43 @@ async fn new_settings_take_effect_without_a_restart() {
     let back = [destination("legacy", &new.url("/")), destination("gone", &new.url("/"))].map(Arc::new);
     gateway.lanes.apply(&back);
     eventually("it is back", || gateway.delivered() == 8).await;
+}
+
+/// The clock was a day ahead when the gateway last ran: its retries would have come a day late.
+#[tokio::test]
+async fn what_is_due_in_a_day_is_reined_in_at_the_start() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let store = Arc::new(MemoryStore::default());
+    for _ in 0..2 {
+        store.put(delivery(b"{}"), "legacy");
+    }
+    let now = Clock::system().now();
+    let soon = Progress::Waiting { due_at: later(now, Duration::from_secs(1_800)), attempts: 1 };
+    store.rows()[0].progress = soon;
+    store.rows()[1].progress =
+        Progress::Waiting { due_at: later(now, Duration::from_hours(24)), attempts: 1 };
+    let gateway = Gateway::start_with(store, [destination("legacy", &backend.url("/"))]);
+    let an_hour = later(now, Duration::from_secs(3_700));
+    let reined = |progress| matches!(progress, Progress::Waiting { due_at, .. } if due_at < an_hour);
+    eventually("it is reined in", || gateway.count(reined) == 2).await;
+    assert_eq!(gateway.store.rows()[0].progress, soon, "what a backend may have asked for stays");
+}
+
+#[tokio::test]
+async fn a_pause_is_not_cut_in_half_while_time_is_made_up() {
+    let backend = Backend::always(Reply::with_header(503, "retry-after: 20")).await;
+    // It stands still, so that it has to be past the time of what comes.
+    let (clock, hand) = Clock::manual(later(Clock::system().now(), Duration::from_secs(60)));
+    let _watch = clock.watch();
+    hand.stall(Duration::from_secs(100));
+    let steady = clock.steady();
+    let mut to = destination("legacy", &backend.url("/"));
+    to.retry.max_age = Duration::from_secs(7_200);
+    let gateway = Gateway::start_by(clock, Arc::default(), [to]);
+    gateway.forward(delivery(b"{}"), "legacy");
+    gateway.first_record().await;
+    let due_at = later(steady.time, Duration::from_secs(40));
+    assert_eq!(gateway.row().progress, Progress::Waiting { due_at, attempts: 1 });
 }
 
 #[tokio::test]

@@ -139,6 +139,19 @@ impl Store for MemoryStore {
             .min())
     }
 
+    async fn rein_in(&self, destination: &str, _: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
+        let mut count = 0;
+        for row in self.rows().iter_mut().filter(|row| &*row.destination == destination) {
+            if let Progress::Waiting { due_at, .. } = &mut row.progress
+                && *due_at > latest
+            {
+                *due_at = latest;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {
         if fails(&self.failing_settlements) {
             return Err(StoreError::Busy);
@@ -195,8 +208,17 @@ impl Gateway {
         store: Arc<MemoryStore>,
         destinations: impl IntoIterator<Item = Destination>,
     ) -> Self {
+        Self::start_by(Clock::system(), store, destinations)
+    }
+
+    /// The same, by a clock of the test's own.
+    pub(crate) fn start_by(
+        clock: Clock,
+        store: Arc<MemoryStore>,
+        destinations: impl IntoIterator<Item = Destination>,
+    ) -> Self {
         let metrics = Metrics::new();
-        let lanes = Lanes::new(Clock::system(), metrics.clone());
+        let lanes = Lanes::new(clock, metrics.clone());
         lanes.apply(&destinations.into_iter().map(Arc::new).collect::<Vec<_>>());
         let shared: Arc<dyn Store> = store.clone();
         lanes.start(&shared);

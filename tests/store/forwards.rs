@@ -7,7 +7,7 @@ use countersign::clock::Timestamp;
 use countersign::forward::Progress;
 use countersign::store::{Accepted, Depth, Lease, StoreError};
 
-use crate::support::{Bench, Draft, at, draft, settlement};
+use crate::support::{Bench, Draft, at, draft, moment, settlement};
 
 pub(crate) async fn what_is_due_is_leased_oldest_first_up_to_the_limit(bench: Bench) {
     let mut ids = Vec::new();
@@ -104,6 +104,37 @@ pub(crate) async fn the_next_due_time_is_known(bench: Bench) {
         bench.settle(&lease, Progress::Delivered, at(20)).await;
     }
     assert_eq!(next().await, None);
+}
+
+/// The clock stood a day ahead until a restart: what waited then would have waited for a day.
+pub(crate) async fn due_times_that_no_pause_can_explain_are_reined_in(bench: Bench) {
+    for (id, due) in [("1", 50), ("2", 100), ("3", 86_400 + 130), ("4", 86_400 + 170)] {
+        bench.stored(Draft { received_at: at(-1), ..draft(id) }).await;
+        let lease = bench.leased_one("a", at(0)).await;
+        bench.settle(&lease, waiting(at(due), 1), at(0)).await;
+    }
+    bench.stored(Draft { to: vec!["b"], received_at: at(86_400), ..draft("0") }).await;
+    assert_eq!(bench.store.rein_in("a", at(0), at(100)).await.unwrap(), 2);
+    let mut due = Vec::new();
+    for second in 0..=100 {
+        due.extend(bench.leased("a", at(second)).await.iter().map(|_| second));
+    }
+    assert_eq!(due, [30, 50, 70, 100], "apart as they were, and others as they were");
+    assert_eq!(bench.store.next_due("b").await.unwrap(), Some(at(86_400)), "another lane's own concern");
+    assert_eq!(bench.store.rein_in("a", at(0), at(0)).await.unwrap(), 0);
+}
+
+/// While the wall clock says something else.
+pub(crate) async fn forwards_are_due_and_pending_by_steady_time(bench: Bench) {
+    for (id, wall) in [("1", 86_400), ("2", -86_400)] {
+        let mut arrival = Draft { received_at: at(wall), ..draft(id) }.arrival();
+        arrival.at = moment(at(wall), at(10));
+        bench.store.accept(arrival).await.unwrap();
+    }
+    assert_eq!(bench.depth("a").oldest, Some(at(10)));
+    assert!(bench.leased("a", at(9)).await.is_empty());
+    let leases = bench.leased("a", at(10)).await;
+    assert_eq!(leases.iter().map(|lease| lease.pending_since).collect::<Vec<_>>(), [at(10), at(10)]);
 }
 
 pub(crate) async fn a_place_in_the_lane_needs_no_lease(bench: Bench) {

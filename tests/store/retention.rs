@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use countersign::clock::DIFFERENCE_MAX;
 use countersign::forward::Progress;
 use countersign::id::Id;
 use countersign::store::{Accepted, Swept};
 
-use crate::support::{Bench, CLAIM, Draft, at, draft};
+use crate::support::{Bench, CLAIM, Draft, at, draft, moment};
 
+/// Seconds of a day.
+const DAY: i64 = 86_400;
 const KEEP: Duration = Duration::from_secs(100);
 
 pub(crate) async fn delivered_ones_go_after_the_retention(bench: Bench) {
@@ -62,13 +65,38 @@ pub(crate) async fn unrouted_ones_go_after_the_retention(bench: Bench) {
 }
 
 pub(crate) async fn expired_claims_go_and_others_stay(bench: Bench) {
-    let end = i64::try_from(CLAIM.as_secs()).unwrap();
+    let end = i64::try_from((CLAIM + DIFFERENCE_MAX).as_secs()).unwrap();
+    let mut long = Draft { received_at: at(1), ..draft("2") }.arrival();
+    long.claimed_until = at(end + 1);
+    let second = long.verified.delivery().id;
     bench.stored(draft("1")).await;
-    let second = bench.stored(Draft { received_at: at(1), ..draft("2") }).await;
+    bench.store.accept(long).await.unwrap();
     assert_eq!(swept(&bench, end - 1).await.claims, 0);
     assert_eq!(swept(&bench, end).await.claims, 1);
     let again = bench.store.accept(Draft { received_at: at(end), ..draft("2") }.arrival()).await.unwrap();
     assert_eq!(again, Accepted::Duplicate { first: second, conflict: false });
+}
+
+/// At a clock that was a day ahead the sweep took the claim, and when the clock was set right again a captured request
+/// was fresh, and new.
+pub(crate) async fn a_claim_outlives_a_clock_that_was_a_day_ahead(bench: Bench) {
+    let first = bench.stored(draft("1")).await;
+    assert_eq!(swept(&bench, DAY + 600).await.claims, 0);
+    let again = bench.store.accept(Draft { received_at: at(600), ..draft("1") }.arrival()).await.unwrap();
+    assert_eq!(again, Accepted::Duplicate { first, conflict: false });
+}
+
+/// Both ways: neither reading alone ends a claim.
+pub(crate) async fn a_claim_ends_when_it_has_ended_by_both_readings(bench: Bench) {
+    let end = i64::try_from(CLAIM.as_secs()).unwrap();
+    let first = bench.stored(draft("1")).await;
+    for (wall, steady) in [(end + DAY, end - 1), (end - 1, end + DAY)] {
+        let mut arrival = Draft { received_at: at(wall), ..draft("1") }.arrival();
+        arrival.at = moment(at(wall), at(steady));
+        let again = bench.store.accept(arrival).await.unwrap();
+        assert_eq!(again, Accepted::Duplicate { first, conflict: false });
+    }
+    bench.stored(Draft { received_at: at(end), ..draft("1") }).await;
 }
 
 pub(crate) async fn more_than_one_step_is_swept_in_one_go(bench: Bench) {

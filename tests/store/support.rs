@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use countersign::clock::{Timestamp, later};
+use countersign::clock::{Moment, Steady, Timestamp, later};
 use countersign::dedup::Keys;
 use countersign::delivery::Received;
 use countersign::forward::Progress;
@@ -180,12 +180,18 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
 }
 
+/// A moment by both readings.
+pub(crate) fn moment(wall: Timestamp, steady: Timestamp) -> Moment {
+    Moment { wall, steady: Steady { time: steady, behind: Duration::ZERO } }
+}
+
 impl Draft {
     pub(crate) fn arrival(self) -> Arrival {
         let verified = self.verified();
         Arrival {
             keys: Keys::of(&verified, self.guarded),
             verified: Arc::new(verified),
+            at: moment(self.received_at, self.received_at),
             claimed_until: later(self.received_at, CLAIM),
             destinations: self.to.iter().map(|name| Arc::from(*name)).collect(),
             revive_dead: self.revive_dead,

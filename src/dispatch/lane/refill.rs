@@ -6,13 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Lane, State};
-use crate::clock::elapsed;
+use crate::clock::later;
 use crate::dispatch::attempt;
 use crate::forward::Pass;
 use crate::store::{Slot, Store, StoreError};
 
-/// A lane looks into the store at least this often: a wall clock that was set, or a forward that another gateway gave
-/// back, makes no noise.
+/// A lane looks into the store at least this often: a forward that another gateway gave back makes no noise.
 const REST_MAX: Duration = Duration::from_secs(30);
 /// And at most this often when it finds nothing.
 const REST_MIN: Duration = Duration::from_millis(20);
@@ -25,6 +24,7 @@ const RATE_AHEAD: Duration = Duration::from_secs(1);
 impl Lane {
     /// Takes waiting forwards from the store for as long as the lane lives.
     pub(in crate::dispatch) async fn refill(self: Arc<Self>, store: Arc<dyn Store>) {
+        self.rein_in(&*store).await;
         let mut trouble = TROUBLE_REST.0;
         while !self.stop.is_cancelled() {
             let Some(mut slots) = self.acquire().await else { return };
@@ -37,7 +37,7 @@ impl Lane {
                 }
             };
             // Not raced against `stop`: a lease that has been taken must reach an attempt, which gives it back.
-            let now = self.shared.clock.now();
+            let now = self.shared.clock.steady().time;
             let leased = store.lease(&self.name, waits.len(), now).await;
             let found = leased.as_ref().map_or(0, Vec::len);
             self.end_turn(waits.len(), found);
@@ -57,7 +57,7 @@ impl Lane {
             match due {
                 Ok(due) => {
                     trouble = TROUBLE_REST.0;
-                    let rest = due.map_or(REST_MAX, |due| elapsed(self.shared.clock.now(), due));
+                    let rest = due.map_or(REST_MAX, |due| self.shared.clock.steady().until(due));
                     self.rest(rest.max(REST_MIN)).await;
                 }
                 Err(StoreError::Latched(_) | StoreError::Closed) => return,
@@ -66,6 +66,21 @@ impl Lane {
                     self.rest(trouble).await;
                     trouble = (trouble * 2).min(TROUBLE_REST.1);
                 }
+            }
+        }
+    }
+
+    /// An earlier run whose clock stood ahead of ours wrote down due times that may lie days ahead.
+    async fn rein_in(&self, store: &dyn Store) {
+        let now = self.shared.clock.steady().time;
+        let latest = later(now, self.destination().retry.pause_max());
+        match store.rein_in(&self.name, now, latest).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(destination = %self.name, count, "forwards were due too far ahead, brought back");
+            }
+            Err(error) => {
+                tracing::warn!(destination = %self.name, %error, "looking for forwards that are due too far ahead failed");
             }
         }
     }

@@ -29,11 +29,11 @@ impl Work for Accept {
     fn apply(&self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<Accepted> {
         let keys = self.arrival.keys;
         let delivery = self.arrival.verified.delivery();
-        let now = delivery.received_at;
+        let now = self.arrival.at.earliest();
         // The id first: a repetition of the same bytes under the same id is a duplicate, not a replay.
         if let Some(claim) = claim_of(transaction, keys.id, now)? {
             if self.arrival.revive_dead {
-                revive(transaction, claim.delivery, now, effects)?;
+                revive(transaction, claim.delivery, self.arrival.at.steady.time, effects)?;
             }
             let conflict = claim.body_digest != self.prepared.body_digest;
             return Ok(Accepted::Duplicate { first: claim.delivery, conflict });
@@ -78,7 +78,7 @@ impl Accept {
         effects: &mut Effects<'_>,
     ) -> rusqlite::Result<()> {
         let delivery = self.arrival.verified.delivery();
-        let now = delivery.received_at;
+        let now = self.arrival.at.steady.time;
         let slot = effects.outlet.reserve(destination);
         // Counted before sending: a crash mid-send must not grant a free extra attempt.
         let (state, attempts) = if slot.is_some() { ("in_flight", 1) } else { ("waiting", 0) };

@@ -80,6 +80,27 @@ pub(super) fn next_due(connection: &Connection, destination: &str) -> rusqlite::
     Ok(due_at.map(from_milliseconds))
 }
 
+/// Brings due times that lie too far ahead back into reach.
+pub(super) struct ReinIn {
+    pub(super) destination: Arc<str>,
+    pub(super) now: Timestamp,
+    pub(super) latest: Timestamp,
+}
+
+impl Work for ReinIn {
+    type Output = u64;
+
+    fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<u64> {
+        let (now, latest) = (self.now.as_millisecond(), self.latest.as_millisecond());
+        // Modulo the span they keep their distances: whole backlogs must not fall due in one moment.
+        let mut update = transaction.prepare_cached(
+            "UPDATE forward SET due_at = ?2 + (due_at - ?2) % max(?3 - ?2, 1)
+             WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at > ?3",
+        )?;
+        Ok(update.execute(params![&*self.destination, now, latest])? as u64)
+    }
+}
+
 /// Marks candidates as in flight, and sets aside those that must not be sent.
 pub(super) struct Lease {
     pub(super) destination: Arc<str>,

@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::writer::{Effects, Work};
-use crate::clock::Timestamp;
+use crate::clock::{DIFFERENCE_MAX, Timestamp, earlier};
 use crate::id::Id;
 use crate::store::Swept;
 
@@ -28,7 +28,7 @@ pub(super) enum Stage {
     Settled(Option<Position>),
     /// Deliveries that never had a forward.
     Unrouted,
-    /// Expired claims.
+    /// Claims that have been expired for long enough.
     Claims,
 }
 
@@ -58,7 +58,7 @@ impl Work for Sweep {
                 Ok((Swept { deliveries, claims: 0 }, Some(next)))
             }
             Stage::Claims => {
-                let claims = claims(transaction, self.now.as_millisecond())?;
+                let claims = claims(transaction, earlier(self.now, DIFFERENCE_MAX).as_millisecond())?;
                 Ok((Swept { deliveries: 0, claims }, (claims > 0).then_some(Stage::Claims)))
             }
         }
@@ -126,11 +126,11 @@ fn unrouted(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64>
     Ok(deliveries)
 }
 
-fn claims(transaction: &Transaction<'_>, now: i64) -> rusqlite::Result<u64> {
+fn claims(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64> {
     let mut delete = transaction.prepare_cached(
         "DELETE FROM claim WHERE key IN (SELECT key FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
     )?;
-    Ok(delete.execute([now, ROWS_MAX])? as u64)
+    Ok(delete.execute([before, ROWS_MAX])? as u64)
 }
 
 /// Removes a delivery with all that belongs to it; the size of its body, `None` when it was gone.
