@@ -12,6 +12,8 @@ mod sender;
 #[path = "gateway/support.rs"]
 mod support;
 
+#[path = "reliability/backlog.rs"]
+mod backlog;
 #[path = "reliability/document.rs"]
 mod document;
 #[path = "reliability/drain.rs"]

@@ -10,6 +10,8 @@ mod forwards;
 mod retention;
 #[path = "store/sqlite.rs"]
 mod sqlite;
+#[path = "store/steps.rs"]
+mod steps;
 #[path = "store/support.rs"]
 mod support;
 
@@ -49,6 +51,7 @@ macro_rules! conformance {
             depths_follow_every_transition_and_survive_a_restart
             a_closed_store_says_so
         );
+        conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:
             delivered_ones_go_after_the_retention
             pending_and_dead_ones_stay_whatever_their_age

@@ -1,6 +1,6 @@
 //! In front of the store's exact claims: a bounded cache that answers most duplicates without a write, and single
 //! flight, so that concurrent copies wait for the first instead of queueing behind it in the store. The cache only
-//! knows what the store has made durable; when the first copy fails, the next takes over.
+//! knows what this process has seen the store make durable; when the first copy fails, the next takes over.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ enum Unclaimed {
         first: Id,
         guard: Option<Key>,
     },
+    /// The store knew the first one. A copy does not tell what that one's body was, nor until when it is claimed.
+    Duplicate,
     Failed,
 }
 
@@ -60,15 +62,15 @@ impl Gate {
             let flight = async {
                 let accepted = self.store.accept(arrival.clone()).await;
                 own = Some(accepted.clone());
-                let first = match accepted.map_err(|_| Unclaimed::Failed)? {
-                    Accepted::Stored => delivery.id,
-                    Accepted::Duplicate { first, .. } => first,
+                match accepted.map_err(|_| Unclaimed::Failed)? {
+                    Accepted::Stored => {}
+                    Accepted::Duplicate { .. } => return Err(Unclaimed::Duplicate),
                     Accepted::Replay { first } => {
                         return Err(Unclaimed::Replay { first, guard: arrival.keys.guard });
                     }
-                };
+                }
                 let keep = elapsed(arrival.at.earliest(), arrival.claimed_until);
-                Ok(Seen { first, body, claimed_until: arrival.claimed_until, keep })
+                Ok(Seen { first: delivery.id, body, claimed_until: arrival.claimed_until, keep })
             };
             let shared = self.seen.try_get_with(key, flight).await;
             if let Some(own) = own {
@@ -89,7 +91,7 @@ impl Gate {
                     }
                     // Neither another copy's failure is ours, nor that it was a replay of something else under our
                     // id: an id that is not signed can be put on any captured request.
-                    Unclaimed::Replay { .. } | Unclaimed::Failed => {}
+                    Unclaimed::Replay { .. } | Unclaimed::Duplicate | Unclaimed::Failed => {}
                 },
             }
         }
@@ -315,6 +317,22 @@ mod tests {
         in_flight(&store, 2).await;
         store.go.notify_one();
         assert_eq!(genuine.await.unwrap(), Ok(Accepted::Stored));
+    }
+
+    /// After a restart a duplicate used to be remembered as if it were the first: with its own body, so that the next
+    /// genuine copy counted as a conflict, and for a whole `ttl` from its own receipt, so that the id stayed claimed
+    /// here for up to twice as long as in the store.
+    #[tokio::test]
+    async fn a_duplicate_of_an_earlier_run_is_not_remembered_as_the_first() {
+        let first = Id::new(from_milliseconds(NOW - 50_000), [1; 10]);
+        let duplicate = |conflict| Ok(Accepted::Duplicate { first, conflict });
+        let (store, gate) = gate(vec![duplicate(true), duplicate(false), Ok(Accepted::Stored)]);
+        for (body, after_ms, expected) in
+            [("other", 0, duplicate(true)), ("{}", 1, duplicate(false)), ("{}", 10_000, Ok(Accepted::Stored))]
+        {
+            store.go.notify_one();
+            assert_eq!(gate.claim(arrival("d-1", body, after_ms)).await, expected);
+        }
     }
 
     #[tokio::test]

@@ -92,7 +92,9 @@ fn serve(stream: TcpStream, seen: &Mutex<Vec<Got>>, script: &Script) {
         };
         match script(number, &got) {
             Reply::Status(status) => {
-                if write!(writer, "HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").is_err() {
+                // In one piece: the rest of a second one would wait for the first one's acknowledgement.
+                let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+                if writer.write_all(answer.as_bytes()).is_err() {
                     return;
                 }
             }

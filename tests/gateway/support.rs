@@ -185,7 +185,7 @@ fn log_of(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("log")).unwrap_or_default()
 }
 
-fn write_config(directory: &Path, sections: &str) {
+pub(crate) fn write_config(directory: &Path, sections: &str) {
     let text = format!(
         "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\n\
          store.path = \"data\"\nstore.disk_reserve = \"1MiB\"\n{sections}"
