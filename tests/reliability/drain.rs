@@ -162,7 +162,12 @@ struct Half {
 
 impl Half {
     fn send(to: SocketAddr, id: String) -> Self {
-        let mut bytes = post(&id).bytes();
+        let post = post(&id);
+        Self::begin(to, id, &post)
+    }
+
+    fn begin(to: SocketAddr, id: String, post: &Post) -> Self {
+        let mut bytes = post.bytes();
         let rest = bytes.split_off(bytes.len() - 10);
         let mut wire = Wire::open(to).unwrap();
         wire.write(&bytes);
@@ -287,7 +292,10 @@ fn readiness_goes_first_then_new_connections_and_operators_see_it_to_the_end() {
         kept.read().unwrap()
     };
     assert_eq!(over_kept("d-1").status, 200);
-    let mut half = Half::send(gateway.listen, "d-2".to_owned());
+    // So much of it that a minute's wait for the rest is not too slow.
+    let long = [body("d-2"), vec![b' '; 64 << 10]].concat();
+    let long = Post::signed("stripe", "/webhooks/stripe", "d-2", "x", &long);
+    let mut half = Half::begin(gateway.listen, "d-2".to_owned(), &long);
     eventually_held(&gateway);
 
     gateway.signal("TERM");
