@@ -230,3 +230,61 @@ proptest! {
         }
     }
 }
+
+/// Bytes of a signature that are changed one at a time: the first, one in the middle, and the last.
+const WRONG_BYTES: [usize; 3] = [0, 15, 31];
+
+/// Which byte is wrong may come from outside: the test below counts the instructions of one such call.
+#[test]
+fn a_signature_is_refused_whichever_of_its_bytes_is_wrong() {
+    let preset = presets().iter().find(|preset| &*preset.name == "github").unwrap();
+    let sent = Sent { id: "d-1".to_owned(), body: Bytes::from_static(b"{}"), second: 1_800_000_000 };
+    let verifier = verifier(preset, &[b"a key of some length"]);
+    let good = sent.headers(preset, b"a key of some length");
+    let signature = good["x-hub-signature-256"].to_str().unwrap().strip_prefix("sha256=").unwrap();
+    let chosen =
+        std::env::var_os("COUNTERSIGN_WRONG_BYTE").map(|byte| byte.to_str().unwrap().parse().unwrap());
+    for byte in chosen.map_or(WRONG_BYTES.to_vec(), |byte| vec![byte]) {
+        // A digit for a digit and a letter for a letter: decoding what the sender wrote may tell them apart.
+        let mut hex = signature.as_bytes().to_vec();
+        hex[2 * byte] = match hex[2 * byte] {
+            b'0' => b'1',
+            b'1'..=b'9' => b'0',
+            b'a' => b'b',
+            _ => b'a',
+        };
+        let mut forged = good.clone();
+        let value = format!("sha256={}", String::from_utf8(hex).unwrap());
+        forged.insert("x-hub-signature-256", HeaderValue::from_str(&value).unwrap());
+        let refused = verify(&verifier, &forged, &sent.body, sent.second);
+        assert_eq!(refused.unwrap_err(), Refusal::SignatureMismatch, "byte {byte}");
+    }
+}
+
+/// In the long mode, and where valgrind is installed.
+#[test]
+fn the_place_of_a_wrong_byte_changes_no_instruction_count() {
+    let wanted = std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1");
+    if !wanted || std::process::Command::new("valgrind").arg("--version").output().is_err() {
+        return;
+    }
+    let counts = WRONG_BYTES.map(|byte| {
+        let output = std::process::Command::new("valgrind")
+            .args([
+                "--tool=callgrind",
+                "--callgrind-out-file=/dev/null",
+                "--toggle-collect=*Verifier*verify*",
+            ])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "a_signature_is_refused_whichever_of_its_bytes_is_wrong"])
+            .env("COUNTERSIGN_WRONG_BYTE", byte.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        let count = text.lines().find_map(|line| line.split("Collected : ").nth(1));
+        count.unwrap_or_else(|| panic!("{text}")).trim().parse::<u64>().unwrap()
+    });
+    assert!(counts[0] > 1_000, "nothing was counted: {counts:?}");
+    assert_eq!(counts, [counts[0]; 3], "instructions for wrong byte {WRONG_BYTES:?}");
+}

@@ -1,0 +1,23 @@
+//! Hostile input: what attackers and neighbours send gets nothing, and honest senders notice nothing. One file per
+//! kind; COUNTERSIGN_SOAK=1 has them do more.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/backend.rs"]
+mod backend;
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/sender.rs"]
+mod sender;
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[path = "gateway/support.rs"]
+mod support;
+
+#[path = "hostile/flood.rs"]
+mod flood;
+#[path = "hostile/traps.rs"]
+mod traps;
+
+/// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
+pub(crate) fn soak(usual: usize, long: usize) -> usize {
+    if std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1") { long } else { usual }
+}

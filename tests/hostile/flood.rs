@@ -1,0 +1,94 @@
+//! Floods of forged requests: honest senders are all served, in time, and nothing of the flood stays behind.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::Backend;
+use crate::sender::{Post, every_provider};
+use crate::soak;
+use crate::support::Gateway;
+
+const FLOODERS: usize = 4;
+const HONEST: usize = 100;
+
+/// Sends `count` forged requests, each with an id of its own, over one connection; the number refused with 401.
+fn flood(to: SocketAddr, name: usize, count: usize) -> usize {
+    let mut stream = TcpStream::connect(to).unwrap();
+    let mut refused = 0;
+    let mut answer = [0; 4096];
+    for n in 0..count {
+        let request = format!(
+            "POST /webhooks/github HTTP/1.1\r\nHost: gateway\r\nX-GitHub-Delivery: {name}-{n}\r\nX-GitHub-Event: push\r\n\
+             X-Hub-Signature-256: sha256={n:064x}\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut read = 0;
+        while !answer[..read].ends_with(b"\r\n\r\n") {
+            match stream.read(&mut answer[read..]) {
+                Ok(0) | Err(_) => panic!("the gateway hung up after {n}"),
+                Ok(more) => read += more,
+            }
+        }
+        refused += usize::from(answer.starts_with(b"HTTP/1.1 401"));
+    }
+    refused
+}
+
+fn resident_mib(gateway: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn a_flood_of_forged_requests_costs_honest_senders_nothing() {
+    let backend = Backend::accepting();
+    // At debug each refusal would be a line: what an operator runs with counts.
+    let gateway = Gateway::start_with(&every_provider(&backend), |command| {
+        command.env("RUST_LOG", "countersign=info");
+    });
+    Post::signed("github", "/webhooks/github", "warm", "push", b"warm").send(gateway.listen);
+    let before = resident_mib(&gateway);
+    let each = soak(2_500, 100_000);
+    let flooding = AtomicUsize::new(FLOODERS);
+    let mut times = Vec::new();
+    thread::scope(|scope| {
+        let flooders: Vec<_> = (0..FLOODERS)
+            .map(|name| {
+                let (flooding, gateway) = (&flooding, &gateway);
+                scope.spawn(move || {
+                    let refused = flood(gateway.listen, name, each);
+                    flooding.fetch_sub(1, Ordering::SeqCst);
+                    refused
+                })
+            })
+            .collect();
+        let mut n = 0;
+        while n < HONEST || flooding.load(Ordering::SeqCst) > 0 {
+            let body = format!("honest {n}");
+            let post = Post::signed("github", "/webhooks/github", &format!("h-{n}"), "push", body.as_bytes());
+            let sent = Instant::now();
+            assert_eq!(post.send(gateway.listen).status, 200, "honest request {n}");
+            times.push(sent.elapsed());
+            n += 1;
+        }
+        for flooder in flooders {
+            assert_eq!(flooder.join().unwrap(), each);
+        }
+    });
+    times.sort_unstable();
+    let p99 = times[times.len() * 99 / 100];
+    let grown = resident_mib(&gateway).saturating_sub(before);
+    println!("{} forged, {} honest, p99 {p99:?}, {grown} MiB more", FLOODERS * each, times.len());
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+    assert!(grown < 32, "{grown} MiB");
+    gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    assert_eq!(backend.got().len(), times.len() + 1);
+    let stored = "countersign_ingest_requests_total{outcome=\"stored\",source=\"github\"}";
+    assert_eq!(gateway.metric(stored), Some((times.len() + 1) as f64));
+}
