@@ -206,6 +206,8 @@ pub struct Destination {
     pub name: Arc<str>,
     /// Where requests go; the sender's query is appended.
     pub url: Uri,
+    /// Whether it may be dialled at addresses that are not public.
+    pub allow_private: bool,
     /// For a whole attempt.
     pub timeout: Duration,
     /// For resolving, connecting and the TLS handshake.

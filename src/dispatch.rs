@@ -24,7 +24,9 @@ mod client;
 mod failure;
 mod lane;
 mod request;
+mod resolve;
 mod trace;
+mod wire;
 
 use client::Tls;
 use lane::Lane;

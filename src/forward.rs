@@ -189,10 +189,13 @@ pub fn step(
             } else {
                 (attempt, if outcome.is_retried() { policy.pause(attempt, jitter) } else { None })
             };
-            let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
-            let due_at = next.map(|pause| later(now, pause.max(asked)));
-            match due_at.filter(|due_at| *due_at <= later(pending_since, policy.max_age)) {
-                Some(due_at) => again(counted, due_at),
+            let last = later(pending_since, policy.max_age);
+            match next.map(|pause| later(now, pause)).filter(|due_at| *due_at <= last) {
+                Some(due_at) => {
+                    // A wish of the backend's: it delays the next attempt, and never takes it away.
+                    let asked = later(now, retry_after.unwrap_or_default().min(RETRY_AFTER_MAX));
+                    again(counted, due_at.max(asked.min(last)))
+                }
                 None => (Progress::Dead, vec![Action::Mourn]),
             }
         }
@@ -274,6 +277,7 @@ mod tests {
                 }
                 Outcome::RetryableStatus
                 | Outcome::DnsFailed
+                | Outcome::AddressRefused
                 | Outcome::ConnectFailed
                 | Outcome::ConnectTimeout
                 | Outcome::TlsFailed
@@ -326,6 +330,16 @@ mod tests {
         waits(&policy(), THIRD, asks(s(120)), 3, 120);
         waits(&policy(), THIRD, asks(s(1_000_000_000)), 3, 3_600);
         waits(&policy(), THIRD, asks(Duration::MAX), 3, 3_600);
+    }
+
+    /// A backend that answered `Retry-After: 3600` to a delivery with ten minutes left made a dead letter of it at once.
+    #[test]
+    fn retry_after_takes_no_attempt_away() {
+        let asks = Input::Answered { outcome: Outcome::RetryableStatus, retry_after: Some(s(3_600)) };
+        waits(&RetryPolicy { max_age: s(1_600), ..policy() }, THIRD, asks, 3, 600);
+        waits(&RetryPolicy { max_age: s(1_020), ..policy() }, THIRD, asks, 3, 20);
+        let short = RetryPolicy { max_age: s(1_019), ..policy() };
+        check(&short, THIRD, asks, Progress::Dead, &[Action::Mourn]);
     }
 
     #[test]

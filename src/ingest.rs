@@ -30,6 +30,7 @@ mod claims;
 mod head;
 mod linger;
 mod listener;
+mod refusals;
 mod routes;
 mod tls;
 
@@ -39,6 +40,7 @@ pub use tls::{TlsError, check_certificate};
 use answer::Rejection;
 use body::{Budget, Reservation};
 use claims::Gate;
+use refusals::Refusals;
 use routes::Routes;
 
 /// What all requests share.
@@ -48,6 +50,9 @@ pub struct Ingest {
     /// Swapped whole at a reload; a request keeps the routes that it began with.
     routes: ArcSwap<Routes>,
     gate: Gate,
+    refusals: Refusals,
+    /// What monotonic time is counted from.
+    origin: Instant,
     budget: Budget,
     header_bytes: usize,
     body_read: Duration,
@@ -73,6 +78,8 @@ impl Ingest {
             body_read: config.limits.body_read,
             ack_deadline: config.listen.ack_deadline,
             cut: CancellationToken::new(),
+            refusals: Refusals::default(),
+            origin: Instant::now(),
             clock,
             metrics,
             gate,
@@ -86,6 +93,8 @@ impl Ingest {
         self.announce(config);
         let routes = Routes::new(config, Some(&self.routes.load()));
         self.routes.store(Arc::new(routes));
+        self.refusals
+            .retain(|name| name == UNMATCHED || config.sources.iter().any(|source| &*source.name == name));
     }
 
     /// Refuses, from now on, every request whose body is not complete.
@@ -286,7 +295,10 @@ impl Ingest {
 
     fn count(&self, source: &str, rejection: &Rejection) {
         let reason = rejection.label();
-        tracing::debug!(source, reason, "request refused");
+        match self.refusals.note(source, reason, self.origin.elapsed()) {
+            Some(unlogged) => tracing::info!(source, reason, unlogged, "request refused"),
+            None => self.metrics.log_suppressed.with_label_values(&[source]).inc(),
+        }
         self.metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();
         self.metrics.ingest_rejections.with_label_values(&[source, reason]).inc();
     }
@@ -298,6 +310,7 @@ impl Ingest {
             m.ingest_rejections.with_label_values(&[UNMATCHED, reason]);
         }
         m.ingest_requests.with_label_values(&[UNMATCHED, "rejected"]);
+        m.log_suppressed.with_label_values(&[UNMATCHED]);
         m.ingest_connections_refused.with_label_values(&["per_address"]);
         for source in &config.sources {
             let name = &*source.name;
@@ -310,7 +323,13 @@ impl Ingest {
             for refusal in Refusal::ALL {
                 m.ingest_observed.with_label_values(&[name, refusal.label()]);
             }
-            for counter in [&m.ingest_unrouted, &m.ingest_dropped, &m.ingest_late, &m.ingest_conflicts] {
+            for counter in [
+                &m.ingest_unrouted,
+                &m.ingest_dropped,
+                &m.ingest_late,
+                &m.ingest_conflicts,
+                &m.log_suppressed,
+            ] {
                 counter.with_label_values(&[name]);
             }
             m.ingest_ack_duration.with_label_values(&[name]);

@@ -4,6 +4,7 @@
 //! The binary is the product; of the library, [`verify`] is public API for other programs: the declarative signing
 //! schemes, the provider presets, and [`verify::sign`]. Layers are listed in `ARCHITECTURE.md`, and a test holds them.
 
+pub mod address;
 pub mod clock;
 pub mod id;
 pub mod rate;

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub ingest_connections: IntGauge,
     /// Connections turned away, by limit.
     pub ingest_connections_refused: IntCounterVec,
+    /// Refusals that were not logged, since another of their source and reason had been within the second.
+    pub log_suppressed: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
     /// Skew of the latest verified request.
@@ -159,6 +161,11 @@ impl Metrics {
                 "ingest_connections_refused_total",
                 "Connections turned away, by limit.",
                 &["limit"],
+            ),
+            log_suppressed: c.counters(
+                "log_suppressed_total",
+                "Refusals that were not logged: one line a second tells of those with the same source and reason.",
+                &["source"],
             ),
             verify_secret_last_used: c.gauges(
                 "verify_secret_last_used_timestamp_seconds",

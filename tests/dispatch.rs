@@ -4,11 +4,19 @@
 
 #[path = "dispatch/backend.rs"]
 mod backend;
+#[path = "dispatch/kept.rs"]
+mod kept;
 #[path = "dispatch/lanes.rs"]
 mod lanes;
+#[path = "dispatch/misbehaviours.rs"]
+mod misbehaviours;
 #[path = "dispatch/outcomes.rs"]
 mod outcomes;
+#[path = "dispatch/private.rs"]
+mod private;
 #[path = "dispatch/requests.rs"]
 mod requests;
 #[path = "dispatch/support.rs"]
 mod support;
+#[path = "dispatch/tls.rs"]
+mod tls;

@@ -14,6 +14,8 @@ mod support;
 
 #[path = "hostile/flood.rs"]
 mod flood;
+#[path = "hostile/logs.rs"]
+mod logs;
 #[path = "hostile/traps.rs"]
 mod traps;
 

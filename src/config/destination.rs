@@ -1,11 +1,12 @@
 //! `[[destination]]`: a configured backend, and how patiently it is treated.
 
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 
 use super::Destination;
 use super::secrets;
@@ -13,6 +14,7 @@ use super::values::{
     Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
     rate, read_duration, url,
 };
+use crate::address::Reach;
 use crate::forward::{BreakerPolicy, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
 use crate::units::format_duration;
@@ -27,7 +29,12 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
         names.take(name, &value, "each destination needs a name of its own", context).then_some(name)
     });
     const URL: &str = "where requests go, such as \"http://127.0.0.1:3000/hooks\"";
-    let url = table.require("url", URL).and_then(|value| url(&value, URL));
+    let allow_private = table.get("allow_private").and_then(|value| value.boolean()).unwrap_or(true);
+    let url = table.require("url", URL).and_then(|value| {
+        let url = url(&value, URL)?;
+        check_address(&url, &value, allow_private);
+        Some(url)
+    });
     let timeout = duration(
         table,
         "timeout",
@@ -52,6 +59,7 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
     Some(Destination {
         name: Arc::from(name?),
         url: url?,
+        allow_private,
         timeout,
         connect_timeout,
         concurrency,
@@ -64,6 +72,20 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
         },
         headers,
     })
+}
+
+/// An address in the URL is judged when the file is read; those of a name, whenever it is dialled.
+fn check_address(url: &Uri, value: &Value<'_>, allow_private: bool) {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let Some(reach) = host.parse::<IpAddr>().ok().map(Reach::of) else { return };
+    if reach.is_refused(true) {
+        value.wrong(format!("{host} is {}", reach.describe()), "such services are never sent deliveries");
+    } else if reach.is_refused(allow_private) {
+        value.wrong(
+            format!("{host} is {}, and `allow_private` is false", reach.describe()),
+            "a public address, or `allow_private = true`",
+        );
+    }
 }
 
 fn read_concurrency(table: &Table<'_>) -> NonZeroUsize {

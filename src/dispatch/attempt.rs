@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::client::Endpoint;
-use super::failure::{Failure, retry_after};
+use super::failure::{Failure, readable, retry_after};
 use super::lane::Lane;
 use super::request;
 use crate::clock::elapsed;
@@ -97,7 +97,7 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
         Ok(answer) => End {
             outcome: Outcome::of_status(answer.status.as_u16(), &destination.retry),
             status: Some(answer.status.as_u16()),
-            detail: String::from_utf8_lossy(&answer.body).into_owned(),
+            detail: readable(answer.body, &destination.headers),
             retry_after: retry_after(&answer.headers, clock.now()),
         },
         Err(failure) => failed(&failure),

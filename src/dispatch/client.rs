@@ -1,10 +1,16 @@
 //! Talks HTTP/1.1 to one backend: resolves, connects, sends one request, reads the answer up to a bound, and keeps
 //! the connection for the next. Written on hyper's connections instead of its pooled client because every step has its
-//! own limit and its own outcome, which that client tells apart by text only. It never follows a redirect and never
-//! sends a request twice, except when none of it had left on a kept connection that the backend had just closed.
+//! own limit and its own outcome, which that client tells apart by text only. It never follows a redirect and inflates
+//! nothing.
+//!
+//! Backends close idle connections whenever they like. A closed one is seen while it idles; when the request crosses
+//! the end on its way and had not left whole, no backend can have acted on it, and it is sent again on a fresh
+//! connection within the same attempt. Once it has left whole it may have been acted on: that is a counted attempt, so
+//! that `Countersign-Attempt` tells the next request from this one, and a delivery whose backend dies of it is not sent
+//! twice as often.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +28,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::{Failure, shortage_of_files};
+use super::resolve::Resolver;
+use super::wire::{Meter, Metered, Outgoing, OverTcp};
+use crate::address::Reach;
 use crate::patience::{timeout, timeout_at};
 
 /// Bytes of an answer that are kept for operators.
@@ -36,8 +46,23 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// A connection that is not free again this long after its answer is not worth keeping.
 const FREE_AGAIN_MAX: Duration = Duration::from_millis(100);
+/// Addresses of one name that an attempt dials; more would leave none of them time enough.
+const ADDRESSES_MAX: usize = 8;
 
-type Sender = http1::SendRequest<Full<Bytes>>;
+/// An open connection.
+struct Link {
+    sender: http1::SendRequest<Outgoing>,
+    meter: Arc<Meter>,
+    /// Stops with the link: left to itself it would go on sending to a backend that has answered and reads no more.
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Link {
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, hyper::Error> {
+        let request = self.meter.begin(request);
+        self.sender.send_request(request).await
+    }
+}
 
 /// TLS settings for all backends.
 #[derive(Debug, Default)]
@@ -69,31 +94,27 @@ pub(super) struct Answer {
 }
 
 /// Where the requests of one lane go, with the connections that are waiting for the next.
-#[derive(Debug)]
 pub(super) struct Endpoint {
     secure: bool,
-    host: String,
-    port: u16,
+    resolver: Resolver,
+    allow_private: bool,
     tls: Arc<Tls>,
-    idle: Mutex<Vec<(Sender, Instant)>>,
+    idle: Mutex<Vec<(Link, Instant)>>,
 }
 
 impl Endpoint {
-    pub(super) fn new(url: &Uri, tls: Arc<Tls>) -> Self {
+    pub(super) fn new(url: &Uri, allow_private: bool, tls: Arc<Tls>) -> Self {
         let secure = url.scheme() == Some(&Scheme::HTTPS);
-        Self {
-            secure,
-            host: url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
-            port: url.port_u16().unwrap_or(if secure { 443 } else { 80 }),
-            tls,
-            idle: Mutex::default(),
-        }
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        Self { secure, resolver: Resolver::new(host, port), allow_private, tls, idle: Mutex::default() }
     }
 
     /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`.
     ///
-    /// An answer with a 2xx status counts only when it is complete (or longer than is read): a backend that broke off
-    /// in the middle of "yes" may not have done the work. For any other status the head says enough.
+    /// An answer with a 2xx status counts only when it is complete (or longer than is read) and the request has left
+    /// whole: a backend that broke off in the middle of "yes", or said it to half a delivery, may not have done the
+    /// work. For any other status the head says enough.
     pub(super) async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
@@ -101,7 +122,7 @@ impl Endpoint {
         connect_limit: Duration,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + limit;
-        let (response, sender) = timeout_at(deadline, self.send(request, connect_limit))
+        let (response, link) = timeout_at(deadline, self.send(request, connect_limit))
             .await
             .map_err(|_| Failure::Timeout { limit, status: None })??;
         let (head, body) = response.into_parts();
@@ -110,59 +131,71 @@ impl Endpoint {
             return Err(Failure::Switched);
         }
         let mut kept = Vec::new();
-        match timeout_at(deadline, read(body, &mut kept)).await {
-            Ok(Ok(true)) => self.keep(sender).await,
-            Ok(Ok(false)) => {}
+        let complete = match timeout_at(deadline, read(body, &mut kept)).await {
+            Ok(Ok(complete)) => complete,
             Ok(Err(error)) if status.is_success() => return Err(Failure::Body { status, error }),
             Err(_) if status.is_success() => return Err(Failure::Timeout { limit, status: Some(status) }),
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(_)) | Err(_) => false,
+        };
+        if status.is_success() {
+            match timeout_at(deadline, link.meter.left_whole()).await {
+                Ok(true) => {}
+                Ok(false) => return Err(Failure::Unread(status)),
+                Err(_) => return Err(Failure::Timeout { limit, status: Some(status) }),
+            }
+        }
+        if complete {
+            self.keep(link).await;
         }
         Ok(Answer { status, headers: head.headers, body: kept })
     }
 
     /// Closes connections that have been idle for too long.
     pub(super) fn prune(&self) {
-        self.lock().retain(|(sender, since)| since.elapsed() < IDLE_MAX && !sender.is_closed());
+        self.lock().retain(|(link, since)| since.elapsed() < IDLE_MAX && !link.sender.is_closed());
     }
 
     async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
         connect_limit: Duration,
-    ) -> Result<(Response<Incoming>, Sender), Failure> {
-        if let Some(mut sender) = self.take_idle() {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(Failure::Head(error.into_error())),
-                },
+    ) -> Result<(Response<Incoming>, Link), Failure> {
+        if let Some(mut link) = self.take_idle() {
+            match link.send(request.clone()).await {
+                Ok(response) => return Ok((response, link)),
+                // Canceled: none of it was sent.
+                Err(error)
+                    if error.is_canceled() || (!link.meter.heard() && !link.meter.left_whole().await) =>
+                {
+                    tracing::debug!(host = self.resolver.host(), %error, "kept connection was gone, sending again");
+                }
+                Err(error) => return Err(Failure::Head(error)),
             }
         }
-        let mut sender = timeout(connect_limit, self.connect(connect_limit))
+        let mut link = timeout(connect_limit, self.connect(connect_limit))
             .await
             .map_err(|_| Failure::ConnectTimeout(connect_limit))??;
-        let response = sender.send_request(request).await.map_err(Failure::Head)?;
-        Ok((response, sender))
+        let response = link.send(request).await.map_err(Failure::Head)?;
+        Ok((response, link))
     }
 
-    fn take_idle(&self) -> Option<Sender> {
+    fn take_idle(&self) -> Option<Link> {
         let mut idle = self.lock();
-        while let Some((sender, since)) = idle.pop() {
-            if sender.is_ready() && since.elapsed() < IDLE_MAX {
-                return Some(sender);
+        while let Some((link, since)) = idle.pop() {
+            if link.sender.is_ready() && since.elapsed() < IDLE_MAX {
+                return Some(link);
             }
         }
         None
     }
 
-    async fn keep(&self, mut sender: Sender) {
-        if let Ok(Ok(())) = timeout(FREE_AGAIN_MAX, sender.ready()).await {
-            self.lock().push((sender, Instant::now()));
+    async fn keep(&self, mut link: Link) {
+        if let Ok(Ok(())) = timeout(FREE_AGAIN_MAX, link.sender.ready()).await {
+            self.lock().push((link, Instant::now()));
         }
     }
 
-    async fn connect(&self, limit: Duration) -> Result<Sender, Failure> {
+    async fn connect(&self, limit: Duration) -> Result<Link, Failure> {
         let stream = self.connect_tcp(limit).await?;
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails, they only wait.
         let _ = stream.set_nodelay(true);
@@ -173,56 +206,55 @@ impl Endpoint {
             Some(shortage) => Failure::Tls(shortage),
             None => Failure::Authorities(error),
         })?;
-        let name = ServerName::try_from(self.host.clone())
+        let name = ServerName::try_from(self.resolver.host().to_owned())
             .map_err(|error| Failure::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(Failure::Tls)?;
         handshake(stream).await
     }
 
     /// Tries one address after the other; each may take an equal share of what is left of `limit`, so that one that
-    /// swallows packets does not hide the next.
+    /// swallows packets does not hide the next. What must not be dialled is passed over, and is the failure only when
+    /// nothing else is left.
     async fn connect_tcp(&self, limit: Duration) -> Result<TcpStream, Failure> {
         let deadline = Instant::now() + limit;
-        let addresses = self.resolve().await.map_err(Failure::Dns)?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-        for (n, address) in addresses.iter().enumerate() {
-            let left = u32::try_from(addresses.len() - n).unwrap_or(u32::MAX);
+        let found = self.resolver.addresses().await.map_err(Failure::Dns)?;
+        let reach = |address: &SocketAddr| Reach::of(address.ip());
+        let allowed = found.iter().filter(|address| !reach(address).is_refused(self.allow_private));
+        let allowed: Vec<_> = allowed.take(ADDRESSES_MAX).collect();
+        let mut failure = match found.first() {
+            None => Failure::Dns(Arc::new(io::Error::new(io::ErrorKind::NotFound, "it has no address"))),
+            Some(address) => Failure::Refused(address.ip(), reach(address)),
+        };
+        for (n, address) in allowed.iter().enumerate() {
+            let left = u32::try_from(allowed.len() - n).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(_) if left == 1 => return Err(Failure::ConnectTimeout(limit)),
-                Err(_) => {}
+                Ok(Err(error)) => failure = Failure::Connect(error),
+                Err(_) => failure = Failure::ConnectTimeout(limit),
             }
         }
-        Err(if addresses.is_empty() { Failure::Dns(last) } else { Failure::Connect(last) })
-    }
-
-    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        if let Ok(address) = self.host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(address, self.port)]);
-        }
-        match tokio::net::lookup_host((self.host.as_str(), self.port)).await {
-            Ok(addresses) => Ok(addresses.collect()),
-            Err(error) => Err(shortage_of_files().unwrap_or(error)),
-        }
+        Err(failure)
     }
 
     /// A panic while it was held leaves a vector of connections, which is good whatever is in it.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Sender, Instant)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Link, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn handshake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Sender, Failure> {
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + OverTcp + Send + Unpin + 'static,
+) -> Result<Link, Failure> {
+    let meter = Meter::new();
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Metered::new(stream, Arc::clone(&meter))))
         .await
         .map_err(Failure::Head)?;
-    // Ends with its sender; what goes wrong on it is told to the request that it goes wrong for.
-    tokio::spawn(async move { connection.await.ok() });
-    Ok(sender)
+    // What goes wrong on it is told to the request that it goes wrong for.
+    let connection = tokio::spawn(async move { connection.await.unwrap_or_default() });
+    Ok(Link { sender, meter, _connection: AbortOnDropHandle::new(connection) })
 }
 
 /// Reads `body` up to its end (true) or the limit (false), and keeps its beginning.
@@ -239,4 +271,89 @@ async fn read(mut body: Incoming, kept: &mut Vec<u8>) -> Result<bool, hyper::Err
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::dispatch::resolve::tests::scripted;
+
+    const SOON: Duration = Duration::from_millis(50);
+    const LATE: Duration = Duration::from_secs(60);
+
+    fn endpoint(resolver: Resolver, allow_private: bool) -> Endpoint {
+        Endpoint { secure: false, resolver, allow_private, tls: Arc::default(), idle: Mutex::default() }
+    }
+
+    async fn exchange(endpoint: &Endpoint, connect_limit: Duration) -> Result<Answer, Failure> {
+        endpoint.exchange(Request::new(Full::default()), LATE, connect_limit).await
+    }
+
+    /// A backend that accepts everything, one connection after the other, and closes.
+    async fn backend() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.read_u8().await.unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                    .await
+                    .unwrap();
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_hangs_costs_the_connect_timeout_and_one_thread() {
+        let (resolver, answers, asked) = scripted();
+        let endpoint = endpoint(resolver, true);
+        for _ in 0..5 {
+            assert!(matches!(exchange(&endpoint, SOON).await, Err(Failure::ConnectTimeout(SOON))));
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        drop(answers);
+    }
+
+    /// Rebinding: the name is judged anew each time, by where it leads then.
+    #[tokio::test]
+    async fn a_name_that_has_become_private_is_not_dialled() {
+        let address = backend().await;
+        let (resolver, answers, _) = scripted();
+        let endpoint = endpoint(resolver, false);
+        let refused: Vec<_> = ["10.0.0.1:80", "[::ffff:127.0.0.1]:80", "169.254.169.254:80"]
+            .map(|text| text.parse().unwrap())
+            .into_iter()
+            .chain([address])
+            .collect();
+        answers.send(Ok(refused)).unwrap();
+        let failure = exchange(&endpoint, LATE).await.unwrap_err();
+        assert_eq!(
+            failure.describe(),
+            "10.0.0.1 is a private address, where this destination must not be dialled"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_dialled_or_is_dead_is_passed_over() {
+        let address = backend().await;
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let metadata = "169.254.169.254:80".parse().unwrap();
+        let (resolver, answers, _) = scripted();
+        let endpoint = endpoint(resolver, true);
+        answers.send(Ok(vec![metadata, closed, address])).unwrap();
+        assert_eq!(exchange(&endpoint, LATE).await.unwrap().status, StatusCode::OK);
+        answers.send(Ok(vec![metadata, closed])).unwrap();
+        assert!(matches!(exchange(&endpoint, LATE).await, Err(Failure::Connect(_))));
+        answers.send(Ok([vec![closed; ADDRESSES_MAX], vec![address]].concat())).unwrap();
+        assert!(matches!(exchange(&endpoint, LATE).await, Err(Failure::Connect(_))), "not more than so many");
+        answers.send(Ok(Vec::new())).unwrap();
+        assert!(matches!(exchange(&endpoint, LATE).await, Err(Failure::Dns(_))));
+    }
 }

@@ -4,19 +4,27 @@
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use rustix::io::Errno;
 
+use crate::address::Reach;
 use crate::clock::{Timestamp, elapsed};
 use crate::forward::Outcome;
+
+/// So many bytes of a secret say nothing, and are likely to be something else.
+const SECRET_BYTES_SHOWN_MAX: usize = 4;
 
 /// Why an attempt got no complete answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the host name did not resolve")]
-    Dns(#[source] io::Error),
+    Dns(#[source] Arc<io::Error>),
+    #[error("{0} is {what}, where this destination must not be dialled", what = .1.describe())]
+    Refused(IpAddr, Reach),
     #[error("no address took the connection")]
     Connect(#[source] io::Error),
     #[error("connecting took longer than {0:?}")]
@@ -39,6 +47,8 @@ pub(super) enum Failure {
         #[source]
         error: hyper::Error,
     },
+    #[error("it answered {0} and hung up before the whole request had left")]
+    Unread(StatusCode),
     #[error("the backend switched protocols, which nobody had asked for")]
     Switched,
 }
@@ -46,15 +56,16 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Dns(error) | Self::Connect(error) | Self::Tls(error) if is_shortage(error) => {
-                Outcome::GatewayResources
-            }
+            Self::Dns(error) if is_shortage(error) => Outcome::GatewayResources,
+            Self::Connect(error) | Self::Tls(error) if is_shortage(error) => Outcome::GatewayResources,
             Self::Dns(_) => Outcome::DnsFailed,
+            Self::Refused(..) => Outcome::AddressRefused,
             Self::Connect(_) => Outcome::ConnectFailed,
             Self::ConnectTimeout(_) => Outcome::ConnectTimeout,
             Self::Authorities(_) | Self::Tls(_) => Outcome::TlsFailed,
             Self::Timeout { .. } => Outcome::Timeout,
             Self::Head(error) | Self::Body { error, .. } => of_connection(error),
+            Self::Unread(_) => Outcome::ConnectionLost,
             Self::Switched => Outcome::InvalidResponse,
         }
     }
@@ -62,9 +73,10 @@ impl Failure {
     pub(super) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Timeout { status, .. } => *status,
-            Self::Body { status, .. } => Some(*status),
+            Self::Body { status, .. } | Self::Unread(status) => Some(*status),
             Self::Switched => Some(StatusCode::SWITCHING_PROTOCOLS),
             Self::Dns(_)
+            | Self::Refused(..)
             | Self::Connect(_)
             | Self::ConnectTimeout(_)
             | Self::Authorities(_)
@@ -89,7 +101,15 @@ impl Failure {
 fn is_shortage(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                // Threads, for which a resolver asks, and ports.
+                | Errno::AGAIN
+        )
     )
 }
 
@@ -104,10 +124,15 @@ fn of_connection(error: &hyper::Error) -> Outcome {
     if error.is_parse() {
         return Outcome::InvalidResponse;
     }
+    let cause = io_error(error);
+    // In TLS 1.3 a backend refuses a certificate, or the lack of one, after our end of the handshake.
+    if cause.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
+        return Outcome::TlsFailed;
+    }
     if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
         return Outcome::ConnectionLost;
     }
-    match io_kind(error) {
+    match cause.map(io::Error::kind) {
         // What hyper's decoder of chunks says about sizes and line ends that are none.
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Outcome::InvalidResponse,
         Some(_) => Outcome::ConnectionLost,
@@ -115,11 +140,11 @@ fn of_connection(error: &hyper::Error) -> Outcome {
     }
 }
 
-fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
+fn io_error(error: &hyper::Error) -> Option<&io::Error> {
     let mut source = error.source();
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            return Some(error.kind());
+            return Some(error);
         }
         source = error.source();
     }
@@ -127,14 +152,44 @@ fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
 }
 
 /// The pause that `Retry-After` asks for, in either form: seconds, or a date (in the past: none at all). Any number of
-/// digits is a number; what is too large is the longest duration, which the policy caps.
+/// digits is a number; what is too large is the longest duration, which the policy caps. Of several the longest holds:
+/// somebody on the way has asked for it. What cannot be read asks for nothing.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim_ascii();
+    headers.get_all(header::RETRY_AFTER).iter().filter_map(|value| read_pause(value, now)).max()
+}
+
+fn read_pause(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim_ascii();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return Some(text.parse().map_or(Duration::MAX, Duration::from_secs));
     }
-    let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
-    Some(elapsed(now, date))
+    let date = httpdate::parse_http_date(text).ok()?;
+    // No date is too early for a timestamp, only too late.
+    Some(Timestamp::try_from(date).map_or(Duration::MAX, |date| elapsed(now, date)))
+}
+
+/// The beginning of an answer's body as text that is safe to show: without control characters, which a terminal would
+/// obey, and without the secrets among `headers`, which error pages like to repeat. (As they are; not in other codings.)
+pub(super) fn readable(mut body: Vec<u8>, headers: &[(HeaderName, HeaderValue)]) -> String {
+    const HIDDEN: &[u8] = b"[secret]";
+    let secrets = headers.iter().map(|(_, value)| value).filter(|value| value.is_sensitive());
+    for secret in secrets.map(HeaderValue::as_bytes).filter(|secret| !secret.is_empty()) {
+        let mut at = 0;
+        while at < body.len() {
+            // At the end, where the body may have been cut, the beginning of a secret is enough.
+            let length = secret.len().min(body.len() - at);
+            let whole = length == secret.len() || length >= SECRET_BYTES_SHOWN_MAX;
+            if whole && body[at..at + length] == secret[..length] {
+                body.splice(at..at + length, HIDDEN.iter().copied());
+                at += HIDDEN.len();
+            } else {
+                at += 1;
+            }
+        }
+    }
+    let shown =
+        |c: char| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf8_lossy(&body).chars().filter(|c| *c != '\r').map(shown).collect()
 }
 
 #[cfg(test)]
@@ -145,16 +200,46 @@ mod tests {
     #[test]
     fn what_the_gateway_lacks_is_not_the_backends_fault() {
         let check = |errno: Errno, expected: [Outcome; 3]| {
-            let failures =
-                [Failure::Dns, Failure::Connect, Failure::Tls].map(|failure| failure(errno.into()));
+            let failures = [
+                Failure::Dns(Arc::new(errno.into())),
+                Failure::Connect(errno.into()),
+                Failure::Tls(errno.into()),
+            ];
             assert_eq!(failures.each_ref().map(Failure::outcome), expected, "{failures:?}");
         };
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+        for errno in
+            [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::AGAIN]
+        {
             check(errno, [Outcome::GatewayResources; 3]);
         }
         for errno in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNRESET] {
             check(errno, [Outcome::DnsFailed, Outcome::ConnectFailed, Outcome::TlsFailed]);
         }
+    }
+
+    #[test]
+    fn what_a_backend_says_is_safe_to_show() {
+        let header = |name, value, sensitive| {
+            let mut value = HeaderValue::from_static(value);
+            value.set_sensitive(sensitive);
+            (HeaderName::from_static(name), value)
+        };
+        let headers = [
+            header("x-tenant", "blue", false),
+            header("x-api-key", "k3y-k3y", true),
+            header("x-none", "", true),
+        ];
+        let check = |body: &[u8], expected: &str| assert_eq!(readable(body.to_vec(), &headers), expected);
+        check(b"", "");
+        check("für blue:\r\n\tfine".as_bytes(), "für blue:\n\tfine");
+        check(
+            b"\x1b]0;owned\x07\x1b[2J\0\xff\xc2\x9b",
+            "\u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}",
+        );
+        check(b"bad key k3y-k3y, k3y-k3y-k3y!", "bad key [secret], [secret]-k3y!");
+        check(b"cut off: k3y-k3", "cut off: [secret]");
+        check(b"k3y-", "[secret]");
+        check(b"k3y", "k3y");
     }
 
     #[test]
@@ -169,11 +254,36 @@ mod tests {
         check(" 120 ", Some(120));
         check("Sun, 06 Nov 1994 08:50:37 GMT", Some(60));
         check("Sun, 06 Nov 1994 08:00:00 GMT", Some(0));
-        for nonsense in ["", "-1", "+1", "1.5", "soon", "1h", "1994-11-06"] {
+        check("Sunday, 06-Nov-94 08:50:37 GMT", Some(60));
+        check("Sun Nov  6 08:50:37 1994", Some(60));
+        check("Thu, 01 Jan 1970 00:00:00 GMT", Some(0));
+        for nonsense in [
+            "",
+            "-1",
+            "+1",
+            "1.5",
+            "1e9",
+            "0x10",
+            "soon",
+            "1h",
+            "1, 2",
+            "1994-11-06",
+            "Sun, 31 Feb 2027 08:00:00 GMT",
+        ] {
             check(nonsense, None);
         }
+        let mut headers = HeaderMap::new();
+        for text in ["soon", "10", "99", "5"] {
+            headers.append(header::RETRY_AFTER, text.parse().unwrap());
+        }
+        assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(99)));
+        headers.append(header::RETRY_AFTER, HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(99)));
         let endless = HeaderMap::from_iter([(header::RETRY_AFTER, "9".repeat(40).parse().unwrap())]);
         assert_eq!(retry_after(&endless, now), Some(Duration::MAX));
+        let last =
+            HeaderMap::from_iter([(header::RETRY_AFTER, "Fri, 31 Dec 9999 23:59:59 GMT".parse().unwrap())]);
+        assert_eq!(retry_after(&last, now), Some(Duration::MAX));
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

@@ -101,7 +101,7 @@ impl Lane {
             stop: shared.stop.child_token(),
             poke: Notify::new(),
             state: Mutex::new(State {
-                endpoint: Arc::new(Endpoint::new(&destination.url, Arc::clone(&shared.tls))),
+                endpoint: endpoint(&destination, &shared),
                 limiter: limiter(&destination),
                 breaker: Breaker::new(),
                 paused: false,
@@ -126,8 +126,8 @@ impl Lane {
         let mut state = self.lock();
         let old = std::mem::replace(&mut state.destination, destination);
         let new = Arc::clone(&state.destination);
-        if old.url != new.url {
-            state.endpoint = Arc::new(Endpoint::new(&new.url, Arc::clone(&self.shared.tls)));
+        if (&old.url, old.allow_private) != (&new.url, new.allow_private) {
+            state.endpoint = endpoint(&new, &self.shared);
         }
         if old.rate != new.rate {
             state.limiter = limiter(&new);
@@ -260,6 +260,10 @@ impl Lane {
     }
 }
 
+fn endpoint(destination: &Destination, shared: &Shared) -> Arc<Endpoint> {
+    Arc::new(Endpoint::new(&destination.url, destination.allow_private, Arc::clone(&shared.tls)))
+}
+
 /// A burst of one: a backend that asked for 10/s is never sent 20 in a second.
 fn limiter(destination: &Destination) -> Option<Limiter> {
     destination.rate.map(|rate| Limiter::new(rate, 1))
@@ -280,6 +284,7 @@ pub(super) mod tests {
         Destination {
             name: "legacy".into(),
             url: url.parse().unwrap(),
+            allow_private: true,
             timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             concurrency: NonZeroUsize::new(4).unwrap(),

@@ -15,6 +15,9 @@ pub enum Outcome {
     RetryableStatus,
     /// The destination's host name did not resolve.
     DnsFailed,
+    /// The destination's host name leads only to addresses that `allow_private` excludes. Its name servers may be mended,
+    /// or a rebinding may be over, by the next attempt.
+    AddressRefused,
     /// No address of the destination took the connection.
     ConnectFailed,
     /// Resolving, connecting and the TLS handshake together took longer than `connect_timeout`.
@@ -23,7 +26,7 @@ pub enum Outcome {
     TlsFailed,
     /// The whole attempt took longer than `timeout`.
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection ended before the answer did, or before the whole request had left.
     ConnectionLost,
     /// What came back was not HTTP/1.
     InvalidResponse,
@@ -51,12 +54,13 @@ pub enum Fault {
 
 impl Outcome {
     /// All outcomes, for series that exist at 0 from the start.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Delivered,
         Self::Rejected,
         Self::Redirected,
         Self::RetryableStatus,
         Self::DnsFailed,
+        Self::AddressRefused,
         Self::ConnectFailed,
         Self::ConnectTimeout,
         Self::TlsFailed,
@@ -91,6 +95,7 @@ impl Outcome {
             Self::Redirected => "redirected",
             Self::RetryableStatus => "retryable_status",
             Self::DnsFailed => "dns_failed",
+            Self::AddressRefused => "address_refused",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
             Self::TlsFailed => "tls_failed",
@@ -110,6 +115,7 @@ impl Outcome {
             Self::Rejected | Self::Redirected => Fault::Delivery,
             Self::RetryableStatus
             | Self::DnsFailed
+            | Self::AddressRefused
             | Self::ConnectFailed
             | Self::ConnectTimeout
             | Self::TlsFailed
@@ -126,6 +132,7 @@ impl Outcome {
             Self::Delivered | Self::Rejected | Self::Redirected | Self::Unsendable => false,
             Self::RetryableStatus
             | Self::DnsFailed
+            | Self::AddressRefused
             | Self::ConnectFailed
             | Self::ConnectTimeout
             | Self::TlsFailed

@@ -368,6 +368,30 @@ fn destinations() {
     ] {
         check(&format!("url = \"{url}\""), &format!("2:7: error: destination[0].url: {message}"));
     }
+    check("allow_private = \"no\"", "2:17: error: destination[0].allow_private: string does not fit here");
+    for (host, what) in [
+        ("127.0.0.1", "a loopback address"),
+        ("[::1]", "a loopback address"),
+        ("10.1.2.3", "a private address"),
+        ("[::ffff:192.168.0.1]", "a private address"),
+        ("169.254.0.1", "a link-local address"),
+        ("0.0.0.0", "the unspecified address"),
+    ] {
+        let address = host.trim_matches(['[', ']']);
+        check(
+            &format!("url = \"http://{host}:3000/\"\nallow_private = false"),
+            &format!("2:7: error: destination[0].url: {address} is {what}, and `allow_private` is false"),
+        );
+    }
+    check(
+        "url = \"http://169.254.169.254/\"",
+        "2:7: error: destination[0].url: 169.254.169.254 is the address of a cloud's metadata service",
+    );
+    for url in ["http://1.1.1.1/", "http://legacy.internal/", "https://[2606:4700::1111]/"] {
+        let config = accepted(&destination(&format!("url = \"{url}\"\nallow_private = false")));
+        assert!(!config.destinations[0].allow_private);
+    }
+    assert!(accepted(&destination("")).destinations[0].allow_private);
     check(
         "timeout = \"16m\"",
         "2:11: error: destination[0].timeout: `16m` cannot be used: it must be from 1ms to 15m",

@@ -93,8 +93,6 @@ async fn a_backend_that_takes_too_long_is_told_from_one_that_is_gone() {
     check(Reply::SendAndHang(bytes("HTTP/1.1 200")), Outcome::Timeout, None).await;
     let stuck = bytes("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf");
     check(Reply::SendAndHang(stuck), Outcome::Timeout, Some(200)).await;
-    let hints = bytes("HTTP/1.1 100 Continue\r\n\r\n");
-    check(Reply::Endless(Vec::new(), hints), Outcome::Timeout, None).await;
     check(Reply::SendAndClose(Vec::new()), Outcome::ConnectionLost, None).await;
     check(Reply::SendAndReset(Vec::new()), Outcome::ConnectionLost, None).await;
     check(Reply::SendAndClose(bytes("HTTP/1.1 200 OK\r\ncontent-le")), Outcome::ConnectionLost, None).await;

@@ -309,6 +309,7 @@ pub(crate) fn destination(name: &str, url: &str) -> Destination {
     Destination {
         name: name.into(),
         url: url.parse().unwrap(),
+        allow_private: true,
         timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(10),
         concurrency: NonZeroUsize::new(4).unwrap(),
