@@ -127,8 +127,8 @@ pub enum Role {
 pub struct StoreConfig {
     /// The data directory of the SQLite engine.
     pub path: PathBuf,
-    /// Free bytes below which nothing more is accepted.
-    pub disk_reserve: u64,
+    /// Free bytes below which nothing more is accepted; `None` goes by the size of the file system.
+    pub disk_reserve: Option<u64>,
     /// How long settled deliveries are kept.
     pub keep_delivered: Duration,
 }

@@ -8,22 +8,35 @@ mod backend;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/sender.rs"]
 mod sender;
+#[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
+#[path = "store/support.rs"]
+mod store_support;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/support.rs"]
 mod support;
 
 #[path = "reliability/backlog.rs"]
 mod backlog;
+#[path = "reliability/disk.rs"]
+mod disk;
 #[path = "reliability/document.rs"]
 mod document;
 #[path = "reliability/drain.rs"]
 mod drain;
+#[path = "reliability/faults.rs"]
+mod faults;
+#[path = "reliability/full.rs"]
+mod full;
 #[path = "reliability/handover.rs"]
 mod handover;
 #[path = "reliability/http2.rs"]
 mod http2;
 #[path = "reliability/killed.rs"]
 mod killed;
+#[path = "reliability/platter.rs"]
+mod platter;
+#[path = "reliability/power.rs"]
+mod power;
 #[path = "reliability/preload.rs"]
 mod preload;
 #[path = "reliability/reload.rs"]

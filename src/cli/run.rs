@@ -52,6 +52,8 @@ async fn steer(app: App) -> Result<(), Failure> {
     let mut hangup = listen(SignalKind::hangup())?;
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
+    // A limit to the size of files is a full disk, and no reason to be killed: once handled, the write only fails.
+    let _limited = listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     // Supervisors and tests wait for this line, and for nothing else on standard output.
     say(&format!("ready listen={} admin={}", app.listen_address(), app.admin_address()));
     notify("READY=1");

@@ -7,13 +7,12 @@ use std::time::Duration;
 use super::secrets;
 use super::values::{
     BODY_MAX, Context, DAY, DURATION_MAX, MILLISECOND, SECOND, Unique, duration, file, integer, list, name,
-    networks, not_available, public_url, size,
+    networks, not_available, public_url, size, size_if_given,
 };
 use super::{Admin, AdminToken, Limits, Listen, Role, StoreConfig, Tls};
 use crate::reader::{Table, Value};
 
 const ADDRESS: &str = "an IP address and a port, such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
-const GIB: u64 = 1 << 30;
 /// Supervisors wait for less; who needs more has something else in mind.
 const DRAIN_MAX: Duration = Duration::from_mins(10);
 
@@ -241,10 +240,9 @@ pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfi
     keep("quarantine");
     StoreConfig {
         path: path.unwrap_or_else(|| context.directory.join("data")),
-        disk_reserve: size(
+        disk_reserve: size_if_given(
             table,
             "disk_reserve",
-            GIB,
             0..=1 << 50,
             "free space below which nothing is accepted",
         ),

@@ -66,12 +66,21 @@ pub(super) fn size(
     allowed: RangeInclusive<u64>,
     help: &str,
 ) -> u64 {
+    size_if_given(table, key, allowed, help).unwrap_or(default)
+}
+
+pub(super) fn size_if_given(
+    table: &Table<'_>,
+    key: &'static str,
+    allowed: RangeInclusive<u64>,
+    help: &str,
+) -> Option<u64> {
     let parse = |text: &str| {
         let size = parse_size(text).map_err(|error| error.to_string())?;
         within(size, &allowed, |size| format_size(*size))
     };
     let read = |value: Value<'_>| value.parse(parse, &format!("a size such as \"1MiB\": {help}"));
-    table.get(key).and_then(read).unwrap_or(default)
+    table.get(key).and_then(read)
 }
 
 fn within<T: PartialOrd>(

@@ -18,8 +18,8 @@ use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
 use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
 
-/// The first and the longest pause while the store cannot write the end of an attempt.
-const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The first and the longest pause while the store cannot write the end of an attempt: soon after it can, it should have.
+const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// What came of sending.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
+use self::space::Ballast;
 use self::sweep::{Stage, Sweep};
 use self::writer::{Queued, Work, Writer};
 use crate::clock::{Timestamp, earlier};
@@ -33,7 +34,9 @@ mod readers;
 mod row;
 mod schema;
 mod settle;
+mod space;
 mod sweep;
+mod verdict;
 mod writer;
 
 /// The name of the database in the data directory.
@@ -50,8 +53,9 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The data directory; created, for the owner only, when it is missing.
     pub directory: PathBuf,
-    /// Bytes of free disk space below which nothing new is accepted; 0 accepts until the disk is full.
-    pub disk_reserve: u64,
+    /// Bytes of free disk space below which nothing new is accepted; 0 accepts until the disk is full. `None`: 1 GiB, or
+    /// 5 % of the file system where that is less.
+    pub disk_reserve: Option<u64>,
     /// Where commits and corrupt rows are counted.
     pub metrics: Metrics,
 }
@@ -114,6 +118,22 @@ pub enum OpenError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
+    /// What the previous process left in the log could not be written again.
+    #[error("the log of {} cannot be written", file.display())]
+    Log {
+        /// The database.
+        file: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// There is no room to begin with.
+    #[error("no room on the disk for {}: free some space", file.display())]
+    Full {
+        /// The database.
+        file: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
     /// Anything else that SQLite says.
     #[error("{} cannot be opened", file.display())]
     Sqlite {
@@ -125,6 +145,23 @@ pub enum OpenError {
     /// A thread of the store's could not be started.
     #[error("the store's threads cannot be started")]
     Thread(#[source] std::io::Error),
+}
+
+impl OpenError {
+    fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Log { source, .. } => space::is_want_of_room(source),
+            Self::Directory { .. }
+            | Self::InUse { .. }
+            | Self::Newer { .. }
+            | Self::Foreign { .. }
+            | Self::Busy { .. }
+            | Self::Damaged { .. }
+            | Self::Sqlite { .. }
+            | Self::Thread(_) => false,
+        }
+    }
 }
 
 /// The embedded store. Dropping it without [`Store::close`] loses nothing, but leaves the closing to the writer.
@@ -152,30 +189,19 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         Refused::Io(source) => unusable(source),
     })?;
     let file = directory.join(DATABASE);
-    let failed = |error| schema::failure(&file, error);
-
-    let connection = schema::open_writer(&file)?;
-    let depths = resume(&connection).and_then(|()| Depths::load(&connection)).or_else(|error| {
-        if !row::is_damage(&error) {
-            return Err(failed(error));
+    let ballast = Ballast::find(&directory);
+    // A full disk need not keep what waits from being delivered.
+    let (connection, depths) = loop {
+        match load(&file) {
+            Err(error) if error.is_want_of_room() && ballast.give() => {}
+            loaded => break loaded?,
         }
-        // The indexes are all that has been read, and can be made anew from the tables.
-        tracing::error!(%error, "damaged index, rebuilding all");
-        let rebuilt = schema::rebuild(&connection, "").and_then(|()| resume(&connection));
-        let rebuilt = rebuilt.and_then(|()| Depths::load_rebuilt(&connection));
-        rebuilt.map_err(|source| {
-            if row::is_damage(&source) {
-                OpenError::Damaged { file: file.clone(), source }
-            } else {
-                failed(source)
-            }
-        })
-    });
-    let depths = Arc::new(depths?);
+    };
+    let depths = Arc::new(depths);
     let readers = Readers::open(&file)?;
     directory::sync(&directory).map_err(unusable)?;
 
-    let health = Arc::new(Health::new(file, disk_reserve));
+    let health = Arc::new(Health::new(file, disk_reserve, ballast));
     let (watch, _) = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
     let (queue, receiver) = mpsc::channel(QUEUE_MAX);
     let (ended, running) = watch::channel(());
@@ -187,6 +213,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         depths: Arc::clone(&depths),
         metrics,
         checkpoint_at: writer::CHECKPOINT_PAGES,
+        log_restarted: false,
         rebuilt: false,
         held,
         _watch: watch,
@@ -211,6 +238,30 @@ pub fn in_use(directory: &Path) -> Option<OpenError> {
 /// When the file is newer or cannot be read.
 pub fn check_format(directory: &Path) -> Result<(), OpenError> {
     schema::check_format(&directory.join(DATABASE))
+}
+
+/// The writer's connection, and how full each lane is; what was in flight waits again.
+fn load(file: &Path) -> Result<(rusqlite::Connection, Depths), OpenError> {
+    let failed = |error| schema::failure(file, error);
+
+    let connection = schema::open_writer(file)?;
+    let depths = resume(&connection).and_then(|()| Depths::load(&connection)).or_else(|error| {
+        if !row::is_damage(&error) {
+            return Err(failed(error));
+        }
+        // The indexes are all that has been read, and can be made anew from the tables.
+        tracing::error!(%error, "damaged index, rebuilding all");
+        let rebuilt = schema::rebuild(&connection, "").and_then(|()| resume(&connection));
+        let rebuilt = rebuilt.and_then(|()| Depths::load_rebuilt(&connection));
+        rebuilt.map_err(|source| {
+            if row::is_damage(&source) {
+                OpenError::Damaged { file: file.to_owned(), source }
+            } else {
+                failed(source)
+            }
+        })
+    });
+    Ok((connection, depths?))
 }
 
 /// Lets what was in flight wait again.

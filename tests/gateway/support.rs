@@ -63,6 +63,15 @@ impl Gateway {
 
     /// Starts over a directory that holds a configuration, and perhaps a store.
     pub(crate) fn start_in(directory: Arc<TempDir>, prepare: impl FnOnce(&mut Command)) -> Self {
+        Self::try_start_in(directory, prepare)
+            .unwrap_or_else(|(code, log)| panic!("ended with {code:?} before it was ready; log: {log}"))
+    }
+
+    /// The same; the exit code and the log when it ends before it is ready.
+    pub(crate) fn try_start_in(
+        directory: Arc<TempDir>,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self, (Option<i32>, String)> {
         let log =
             std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         let mut command = countersign();
@@ -76,16 +85,16 @@ impl Gateway {
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            return Err((child.wait().unwrap().code(), log_of(directory.path())));
+        }
         let address = |name: &str| {
             let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            let found = found.unwrap_or_else(|| {
-                panic!("no {name} in {line:?}; log: {}", log_of(directory.path()));
-            });
-            found.parse().unwrap()
+            found.unwrap_or_else(|| panic!("no {name} in {line:?}")).parse().unwrap()
         };
         assert!(line.starts_with("ready listen="), "{line:?}");
         let (listen, admin) = (address("listen"), address("admin"));
-        Self { child, listen, admin, directory }
+        Ok(Self { child, listen, admin, directory })
     }
 
     /// The directory of configuration, data and log.
@@ -138,21 +147,31 @@ impl Gateway {
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let mut code = None;
         eventually("the process ends", || {
-            code = self.child.try_wait().unwrap();
+            code = self.ended();
             code.is_some()
         });
-        code.unwrap().code()
+        code.unwrap()
+    }
+
+    /// The exit code, when the process has ended.
+    pub(crate) fn ended(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().unwrap().map(|status| status.code())
     }
 
     /// The answer of the admin listener: status and body.
     pub(crate) fn admin_get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.admin).unwrap();
+        self.try_admin_get(path).expect("the admin listener answers")
+    }
+
+    /// `None` when the gateway is gone before it has answered.
+    pub(crate) fn try_admin_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.admin).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).ok()?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().unwrap();
+        Some((status, answer.split_once("\r\n\r\n").unwrap().1.to_owned()))
     }
 
     /// Waits until the answer of the admin listener contains a text.
@@ -185,6 +204,7 @@ fn log_of(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("log")).unwrap_or_default()
 }
 
+/// Writes `sections` behind addresses and store of the test's.
 pub(crate) fn write_config(directory: &Path, sections: &str) {
     let text = format!(
         "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\n\

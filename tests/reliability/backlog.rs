@@ -48,8 +48,11 @@ fn body(number: usize) -> Bytes {
 fn fill(directory: &Path, count: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let options =
-            sqlite::Options { directory: directory.join("data"), disk_reserve: 0, metrics: Metrics::new() };
+        let options = sqlite::Options {
+            directory: directory.join("data"),
+            disk_reserve: Some(0),
+            metrics: Metrics::new(),
+        };
         let store = sqlite::open(options, Arc::new(NoPlaces)).unwrap();
         let (now, verifier) = (Clock::system().now(), Verifier::unverified());
         let arrival = |number: usize| {

@@ -24,12 +24,12 @@ use crate::support::{Bench, Draft, Engine, Lanes, at, draft};
 pub(crate) struct Embedded {
     root: Arc<TempDir>,
     metrics: Metrics,
-    disk_reserve: u64,
+    disk_reserve: Option<u64>,
 }
 
 impl Embedded {
     pub(crate) fn new() -> Self {
-        Self { root: Arc::new(tempfile::tempdir().unwrap()), metrics: Metrics::new(), disk_reserve: 0 }
+        Self { root: Arc::new(tempfile::tempdir().unwrap()), metrics: Metrics::new(), disk_reserve: Some(0) }
     }
 
     fn open_now(&self, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
@@ -116,7 +116,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let options = Options { directory: file.join("data"), disk_reserve: 0, metrics: Metrics::new() };
+    let options = Options { directory: file.join("data"), disk_reserve: Some(0), metrics: Metrics::new() };
     let error = open(options, Arc::new(Lanes::default())).unwrap_err();
     assert!(matches!(error, OpenError::Directory { .. }), "{error:?}");
     assert!(chain(&error).contains("file/data"), "{}", chain(&error));
@@ -240,7 +240,7 @@ async fn below_the_reserve_deliveries_are_refused_and_the_rest_goes_on() {
     assert_eq!(store.accept(draft("1").arrival()).await.unwrap(), Accepted::Stored);
     store.close().await;
 
-    engine.disk_reserve = u64::MAX;
+    engine.disk_reserve = Some(u64::MAX);
     let bench = Bench::new(Box::new(engine)).await;
     assert_eq!(bench.store.accept(draft("2").arrival()).await.unwrap_err(), StoreError::DiskFull);
     assert_eq!(bench.store.fault(), Some(StoreError::DiskFull));

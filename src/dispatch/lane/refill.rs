@@ -16,7 +16,7 @@ const REST_MAX: Duration = Duration::from_secs(30);
 /// And at most this often when it finds nothing.
 const REST_MIN: Duration = Duration::from_millis(20);
 /// The first and the longest pause after the store has failed.
-const TROUBLE_REST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const TROUBLE_REST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How far ahead of its turn a forward may be leased. Pacing happens in memory, within this: a lease per turn would make
 /// every transaction a delay, and turns would be missed.
 const RATE_AHEAD: Duration = Duration::from_secs(1);

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::space;
+
 /// The right to use a data directory; given up when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -43,8 +45,12 @@ pub(super) fn hold(directory: &Path) -> Result<Held, Refused> {
         }
         Err(TryLockError::Error(error)) => return Err(error.into()),
     }
-    lock.set_len(0)?;
-    writeln!(lock, "{}", std::process::id())?;
+    // Over the last one's, which needs no space; a full disk must not keep the store from opening.
+    let holder = format!("{}\n", std::process::id());
+    match lock.write_all(holder.as_bytes()).and_then(|()| lock.set_len(holder.len() as u64)) {
+        Err(error) if !space::is_want_of_room(&error) => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
 
     // A new name is durable only when the directory that holds it has been synced.
     for path in &missing {

@@ -11,7 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::space::{self, Ballast};
 use crate::store::StoreError;
+
+/// The reserve when none is configured: so much,
+const RESERVE_MAX: u64 = 1 << 30;
+/// or one twentieth of a file system on which that is less.
+const RESERVE_SHARE: u64 = 20;
 
 /// How old a look at the file system may be: readiness comes back as soon as this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -22,9 +28,13 @@ pub(super) struct Health {
     closed: AtomicBool,
     /// The database.
     file: PathBuf,
-    reserve: u64,
+    /// `None`: depends on the size of the file system.
+    reserve: Option<u64>,
+    ballast: Ballast,
     /// Whether the free space was below the reserve.
     below_reserve: AtomicBool,
+    /// Whether a write failed for want of room, which a quota or a limit to the size of files may be the reason of.
+    full: AtomicBool,
     /// Whether the free space could not be found out.
     unknown: AtomicBool,
     /// Size of the store's files.
@@ -33,13 +43,15 @@ pub(super) struct Health {
 
 impl Health {
     /// Looks once, so that what is read is true from the beginning.
-    pub(super) fn new(file: PathBuf, reserve: u64) -> Self {
+    pub(super) fn new(file: PathBuf, reserve: Option<u64>, ballast: Ballast) -> Self {
         let health = Self {
             latched: OnceLock::new(),
             closed: AtomicBool::new(false),
             file,
             reserve,
+            ballast,
             below_reserve: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             unknown: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
         };
@@ -78,31 +90,51 @@ impl Health {
         StoreError::Latched(self.latched.get().cloned().unwrap_or(reason))
     }
 
+    /// Refuses what is new until there is room to be seen, beginning now.
+    pub(super) fn note_full(&self) {
+        self.full.store(true, Ordering::Relaxed);
+        self.below_reserve.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives back some of the room that was kept aside, for work that adds nothing; false when there is none.
+    pub(super) fn give_room(&self) -> bool {
+        self.ballast.give()
+    }
+
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
     fn look(&self) {
-        let size = |suffix: &str| {
-            let mut file = self.file.clone().into_os_string();
-            file.push(suffix);
-            std::fs::metadata(file).map_or(0, |metadata| metadata.len())
-        };
-        self.bytes.store(["", "-wal", "-shm"].into_iter().map(size).sum(), Ordering::Relaxed);
+        let mut shared = self.file.clone().into_os_string();
+        shared.push("-shm");
+        let files = [&self.file, &space::log_of(&self.file), &PathBuf::from(shared)];
+        let bytes = files.into_iter().map(|file| space::size_of(file)).sum();
+        self.bytes.store(bytes, Ordering::Relaxed);
 
-        if self.reserve == 0 {
-            return;
-        }
+        let full = self.full.load(Ordering::Relaxed)
+            && space::probe(&self.file).is_err_and(|error| space::is_want_of_room(&error));
+        self.full.store(full, Ordering::Relaxed);
         let space = rustix::fs::statvfs(self.file.parent().unwrap_or(&self.file));
         let unknown = self.unknown.swap(space.is_err(), Ordering::Relaxed);
         let below = match space {
-            Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) < self.reserve,
+            Ok(space) => {
+                let total = space.f_blocks.saturating_mul(space.f_frsize);
+                let reserve = self.reserve.unwrap_or(RESERVE_MAX.min(total / RESERVE_SHARE));
+                let owed = self.ballast.owed(total);
+                let free = space.f_bavail.saturating_mul(space.f_frsize);
+                let below = full || free < reserve.saturating_add(owed);
+                if !below {
+                    self.ballast.keep(owed);
+                }
+                below
+            }
             // Not knowing is no reason to refuse: a disk that is really full says so at the next write.
             Err(error) => {
                 if !unknown {
                     tracing::warn!(%error, "free disk space unknown");
                 }
-                false
+                full
             }
         };
         let before = self.below_reserve.swap(below, Ordering::Relaxed);
@@ -140,7 +172,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("countersign.db");
         std::fs::write(&file, "12").unwrap();
-        let health = Arc::new(Health::new(file.clone(), 1));
+        let health = Arc::new(Health::new(file.clone(), Some(1), Ballast::find(root.path())));
         assert_eq!((health.fault(), health.bytes()), (None, 2));
         health.below_reserve.store(true, Ordering::Relaxed);
         assert_eq!(health.fault(), Some(StoreError::DiskFull));

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
 
-use super::OpenError;
+use super::{OpenError, space};
 
 /// "CsGn": `file(1)` and our own check tell the database from any other by it.
 const APPLICATION_ID: i32 = 0x4373_476e;
@@ -16,6 +17,9 @@ const FORMAT: u32 = 1;
 
 /// What leads from each format to the next, from an empty file (0) on.
 const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql")];
+
+/// What the log keeps of its space when it is begun anew: as much as it usually has, and not what one bad hour made of it.
+const LOG_KEPT: i64 = 8 << 20;
 
 /// For how long an operator's `sqlite3` may hold the write lock before a commit is refused: well below any ack deadline.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,6 +43,7 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     let format = format_of(&connection, file)?;
 
     configure(&connection).map_err(failed)?;
+    rewrite_log(&connection, file)?;
     for (next, migration) in (1..).zip(MIGRATIONS).skip(format as usize) {
         migrate(&mut connection, migration, next).map_err(failed)?;
     }
@@ -80,6 +85,8 @@ fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
+    // Whichever connection is closed last would copy the log by itself, also one that cannot be trusted any more.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     // Statement journals must not need space, which may be what has run out.
@@ -92,7 +99,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     // The writer checkpoints by itself: SQLite would hide from us that an automatic checkpoint failed.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_KEPT, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -(16 << 10))
 }
 
@@ -105,11 +112,30 @@ fn migrate(connection: &mut Connection, migration: &str, format: u32) -> rusqlit
 }
 
 /// When the previous process ended after a failed fsync, the log may hold commits that the page cache shows and the
-/// disk has not got, and no later fsync of the log would tell. Copying them into the database writes them anew. False
-/// when another program kept us from it: the log must not be trusted then.
+/// disk has not got, and no later fsync of the log would tell. Written anew, they are on disk before the first of them
+/// is copied into the database: a power cut in the middle of that would leave half of a commit there, and nothing in the
+/// log to complete it.
+fn rewrite_log(connection: &Connection, file: &Path) -> Result<(), OpenError> {
+    connection.busy_timeout(OPEN_TIMEOUT).map_err(|error| failure(file, error))?;
+    // Nobody else may append meanwhile, neither we ourselves.
+    let held = Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
+    let held = held.map_err(|error| failure(file, error))?;
+    space::rewrite(&space::log_of(file))
+        .map_err(|source| OpenError::Log { file: file.to_owned(), source })?;
+    held.rollback().map_err(|error| failure(file, error))
+}
+
+/// Copies the log into the database. False when another program kept us from it: the log must not be trusted then.
 fn verify_durable(connection: &Connection, patience: Duration) -> rusqlite::Result<bool> {
     connection.busy_timeout(patience)?;
-    let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    let (busy, pages): (bool, i64) =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    // When the switch to the log fails, SQLite says `wal` and goes on with a rollback journal, of whose removal, which is
+    // the commit, nobody makes sure that it is on disk. Only then is there no log to count the pages of.
+    if pages < 0 && !busy {
+        let why = "the database cannot be given a write-ahead log".to_owned();
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), Some(why)));
+    }
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(!busy)
 }
@@ -134,6 +160,13 @@ pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {
             OpenError::Damaged { file, source: error }
         }
         Some(ErrorCode::DatabaseBusy) => OpenError::Busy { file },
+        Some(ErrorCode::DiskFull) => OpenError::Full { file, source: error },
+        Some(ErrorCode::SystemIoFailure)
+            if error.sqlite_extended_error_code() == Some(ffi::SQLITE_IOERR_SHMSIZE)
+                || space::probe(&file).is_err_and(|error| space::is_want_of_room(&error)) =>
+        {
+            OpenError::Full { file, source: error }
+        }
         _ => OpenError::Sqlite { file, source: error },
     }
 }

@@ -6,8 +6,7 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+use rusqlite::{Connection, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -15,6 +14,7 @@ use super::depths::{Change, Depths};
 use super::directory::Held;
 use super::health::Health;
 use super::schema;
+use super::verdict;
 use crate::clock::Timestamp;
 use crate::id::Id;
 use crate::metrics::Metrics;
@@ -158,6 +158,8 @@ pub(super) struct Writer {
     pub(super) metrics: Metrics,
     /// Pages in the log at which it is copied next.
     pub(super) checkpoint_at: i64,
+    /// Whether the log has been copied for want of room since the last commit.
+    pub(super) log_restarted: bool,
     /// Whether the indexes have been rebuilt: what contradicts itself again is damaged beyond that.
     pub(super) rebuilt: bool,
     /// Given up last, when the database is closed.
@@ -206,14 +208,7 @@ impl Writer {
                 }
                 self.checkpoint();
             }
-            Err(Failure::All(StoreError::DiskFull)) if batch.iter().any(|job| job.adds()) => {
-                // Deliveries that are stored already can still be settled and leased: that needs next to no space.
-                let (adding, others) = batch.into_iter().partition(|job| job.adds());
-                answer(adding, &Err(StoreError::DiskFull));
-                if !others.is_empty() {
-                    self.process(others);
-                }
-            }
+            Err(Failure::All(StoreError::DiskFull)) => self.process_in_little_room(batch),
             Err(Failure::All(error)) => answer(batch, &Err(error)),
             Err(Failure::One(index, error)) => {
                 tracing::error!(%error, "refused what cannot be done");
@@ -229,11 +224,61 @@ impl Writer {
         }
     }
 
+    /// Refuses what adds, and does the rest: deliveries that are stored already go on being leased and settled, which
+    /// needs next to no space. Ends, since there is only so much room to be made between two commits, and only so many
+    /// halves.
+    fn process_in_little_room(&mut self, batch: Vec<Box<dyn Queued>>) {
+        self.health.note_full();
+        let full = Err(StoreError::DiskFull);
+        let (adding, mut others): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| job.adds());
+        let added = !adding.is_empty();
+        answer(adding, &full);
+        if added || self.make_room() {
+            if !others.is_empty() {
+                self.process(others);
+            }
+        } else if others.len() > 1 {
+            let rest = others.split_off(others.len() / 2);
+            self.process(others);
+            self.process(rest);
+        } else {
+            answer(others, &full);
+        }
+    }
+
+    /// Makes room on a full disk; true when there is more of it than before. What was kept aside goes into the database
+    /// rather than into the log, which would soon have eaten it.
+    fn make_room(&mut self) -> bool {
+        self.restart_log()
+            || self.health.give_room() && (self.restart_log() || self.health.latched().is_none())
+    }
+
+    /// Copies the whole log into the database, so that the next commit writes it from its beginning again, into the space
+    /// that it has. True when it has been done, and is worth another try: once between two commits.
+    fn restart_log(&mut self) -> bool {
+        if self.log_restarted || self.health.latched().is_some() {
+            return false;
+        }
+        let copied = self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+            let (busy, pages, copied): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(!busy && pages == copied)
+        });
+        self.log_restarted = copied.unwrap_or_else(|error| {
+            let error = verdict::judge(&error, &self.connection, &self.health);
+            tracing::debug!(%error, "log not copied");
+            false
+        });
+        if self.log_restarted {
+            self.checkpoint_at = CHECKPOINT_PAGES;
+        }
+        self.log_restarted
+    }
+
     /// Makes an index anew from its table, or all of them when none is named, and counts again. Not twice.
     fn rebuild(&mut self, index: &str, found: Option<rusqlite::Error>) -> Result<(), StoreError> {
         if self.rebuilt {
             let what = found.map_or("rows are not where they belong".to_owned(), |error| error.to_string());
-            return Err(self.health.latch(self.damaged(&what)));
+            return Err(self.health.latch(verdict::damaged(&self.health, &what)));
         }
         tracing::error!(index, "an index contradicts its table, rebuilding");
         let rebuilt =
@@ -244,7 +289,7 @@ impl Writer {
                 self.depths.replace(depths);
                 Ok(())
             }
-            Err(error) => Err(self.judge(&error)),
+            Err(error) => Err(verdict::judge(&error, &self.connection, &self.health)),
         }
     }
 
@@ -270,7 +315,7 @@ impl Writer {
         if let Err(error) = outcome {
             return Err(match current {
                 // Rolled back, nothing of this has been written.
-                Some(index) if is_its_own(&error) && self.connection.is_autocommit() => {
+                Some(index) if verdict::is_its_own(&error) && self.connection.is_autocommit() => {
                     Failure::One(index, StoreError::Read(error.to_string()))
                 }
                 _ if error.sqlite_extended_error_code() == Some(ffi::SQLITE_CORRUPT_INDEX)
@@ -278,9 +323,10 @@ impl Writer {
                 {
                     Failure::Index(error)
                 }
-                _ => Failure::All(self.judge(&error)),
+                _ => Failure::All(verdict::judge(&error, &self.connection, &self.health)),
             });
         }
+        self.log_restarted = false;
         if effects.deliveries > 0 {
             self.metrics.store_commit_deliveries.observe(effects.deliveries.into());
         }
@@ -322,47 +368,19 @@ impl Writer {
         match outcome {
             Ok(None) => {}
             Ok(Some(left)) => self.checkpoint_at = left + CHECKPOINT_PAGES,
-            // Full and busy pass, and the log keeps what was not copied; anything else latches.
+            // Full and busy pass, and the log keeps what was not copied; anything else latches, which says so.
             Err(error) => {
-                let error = self.judge(&error);
-                tracing::warn!(%error, "checkpoint failed");
+                let error = verdict::judge(&error, &self.connection, &self.health);
+                tracing::debug!(%error, "log not copied");
             }
         }
-    }
-
-    /// What a failure means. After a failed write or fsync the page cache may differ from the disk for good, and
-    /// neither we nor SQLite can find out: the only safe thing is to stop, and to start over from the disk.
-    fn judge(&self, error: &rusqlite::Error) -> StoreError {
-        let failure = error.sqlite_error();
-        match failure.map(|failure| (failure.code, failure.extended_code)) {
-            // The shared-memory index holds nothing that must last, so that no room for it is only that.
-            Some((ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE))
-                if self.connection.is_autocommit() =>
-            {
-                StoreError::DiskFull
-            }
-            // Somebody holds the write lock: nothing of ours has been written.
-            Some((ErrorCode::DatabaseBusy, _)) if self.connection.is_autocommit() => StoreError::Busy,
-            Some((ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _)) => {
-                self.health.latch(self.damaged(&error.to_string()))
-            }
-            _ => self.health.latch(format!("a failed write: {error}")),
-        }
-    }
-
-    fn damaged(&self, what: &str) -> String {
-        format!(
-            "{} is damaged ({what}): restore it from a backup, or move it aside together with its -wal and -shm files \
-             and salvage what it holds with `sqlite3 FILE .recover`",
-            self.health.file().display()
-        )
     }
 
     fn finish(self) {
         let Self { connection, health, held, running, .. } = self;
         let closed = if health.latched().is_some() {
-            // Closing would copy the log by itself; that is left to the next start, which does it from the disk.
-            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop)
+            // What the log holds is for the next start to find out.
+            Ok(())
         } else {
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         };
@@ -375,17 +393,6 @@ impl Writer {
     }
 }
 
-/// Whether a failure is that of a single value: one that is not what we wrote, or one that is larger than SQLite takes.
-fn is_its_own(error: &rusqlite::Error) -> bool {
-    matches!(
-        error,
-        rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::Utf8Error(..)
-    ) || error.sqlite_error_code() == Some(ErrorCode::TooBig)
-}
-
 fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
     for job in batch {
         job.answer(outcome.clone());
@@ -396,6 +403,7 @@ fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
 pub(super) mod tests {
     use super::*;
     use crate::store::sqlite::directory;
+    use crate::store::sqlite::space::Ballast;
 
     /// Work that is one statement, after `READ` one that returns a byte; one that is not SQL panics, as a bug of ours would.
     struct Sql<const ADDS: bool>(&'static str);
@@ -435,9 +443,14 @@ pub(super) mod tests {
             connection,
             queue: mpsc::channel(1).1,
             outlet: Arc::new(NoLanes),
-            health: Arc::new(Health::new(root.path().join("countersign.db"), 0)),
+            health: Arc::new(Health::new(
+                root.path().join("countersign.db"),
+                Some(0),
+                Ballast::find(root.path()),
+            )),
             metrics: Metrics::new(),
             checkpoint_at: CHECKPOINT_PAGES,
+            log_restarted: false,
             rebuilt: false,
             held: directory::hold(root.path()).unwrap(),
             _watch: std::sync::mpsc::channel().0,
@@ -524,22 +537,6 @@ pub(super) mod tests {
         other.execute_batch("COMMIT").unwrap();
         assert_eq!(writer.rebuild("forward_pending", None), Ok(()));
         assert!(matches!(writer.rebuild("forward_pending", None), Err(StoreError::Latched(_))));
-    }
-
-    /// The store said "a failed write" of a damaged file, and nothing of what to do.
-    #[test]
-    fn damage_is_called_damage_and_a_failed_write_one() {
-        let root = tempfile::tempdir().unwrap();
-        for (code, expected) in [
-            (ffi::SQLITE_IOERR_FSYNC, ["the store has shut itself: a failed write: ", ""]),
-            (ffi::SQLITE_CORRUPT, ["countersign.db is damaged (", ".recover"]),
-        ] {
-            let writer = writer(&root);
-            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
-            let text = writer.judge(&error).to_string();
-            assert!(expected.iter().all(|part| text.contains(part)), "{text}");
-            std::fs::remove_file(root.path().join("countersign.db")).unwrap();
-        }
     }
 
     #[test]

@@ -1,0 +1,83 @@
+//! What a failure means: that of one piece of work, want of room, which passes, or the end of this process's trust in
+//! the file.
+
+use rusqlite::{Connection, ErrorCode, ffi};
+
+use super::health::Health;
+use super::space;
+use crate::store::StoreError;
+
+/// What became of the store by a failure that was not a single value's. After a failed write or fsync the page cache may
+/// differ from the disk for good, and neither we nor SQLite can find out: the only safe thing is to stop, and to start
+/// over from the disk.
+pub(super) fn judge(error: &rusqlite::Error, connection: &Connection, health: &Health) -> StoreError {
+    // Rolled back, nothing of this has been written.
+    let undone = connection.is_autocommit();
+    let failure = error.sqlite_error();
+    match failure.map(|failure| (failure.code, failure.extended_code)) {
+        // The shared-memory index holds nothing that must last, so that no room for it is only that.
+        Some((ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE)) if undone => StoreError::DiskFull,
+        // The operating system took none of it, so that the page cache has nothing that the disk has not.
+        Some((_, ffi::SQLITE_IOERR_WRITE)) if undone => match space::probe(health.file()) {
+            Err(cause) if space::is_want_of_room(&cause) => StoreError::DiskFull,
+            Err(cause) => health.latch(format!("a failed write: {error}: {cause}")),
+            Ok(()) => health.latch(format!("a failed write: {error}")),
+        },
+        // Somebody holds the write lock: nothing of ours has been written.
+        Some((ErrorCode::DatabaseBusy, _)) if undone => StoreError::Busy,
+        Some((ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _)) => {
+            health.latch(damaged(health, &error.to_string()))
+        }
+        _ => health.latch(format!("a failed write: {error}")),
+    }
+}
+
+/// What to tell of a damaged file.
+pub(super) fn damaged(health: &Health, what: &str) -> String {
+    format!(
+        "{} is damaged ({what}): restore it from a backup, or move it aside together with its -wal and -shm files \
+         and salvage what it holds with `sqlite3 FILE .recover`",
+        health.file().display()
+    )
+}
+
+/// Whether a failure is that of a single value: one that is not what we wrote, or one that is larger than SQLite takes.
+pub(super) fn is_its_own(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    ) || error.sqlite_error_code() == Some(ErrorCode::TooBig)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::space::Ballast;
+
+    fn check(code: i32, expected: &[&str]) {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        let health = Health::new(file, Some(0), Ballast::find(root.path()));
+        let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        let text = judge(&error, &Connection::open_in_memory().unwrap(), &health).to_string();
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+        assert_eq!(health.latched().is_some(), text.contains("shut itself"), "{text}");
+    }
+
+    /// The store said "a failed write" of a damaged file, and nothing of what to do.
+    #[test]
+    fn damage_is_called_damage_and_a_failed_write_one() {
+        check(ffi::SQLITE_IOERR_FSYNC, &["the store has shut itself: a failed write: "]);
+        check(ffi::SQLITE_IOERR_WRITE, &["the store has shut itself: a failed write: "]);
+        check(ffi::SQLITE_CORRUPT, &["countersign.db is damaged (", ".recover"]);
+    }
+
+    #[test]
+    fn want_of_room_passes() {
+        check(ffi::SQLITE_FULL, &["below its reserve"]);
+        check(ffi::SQLITE_IOERR_SHMSIZE, &["below its reserve"]);
+    }
+}
