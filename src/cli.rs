@@ -14,6 +14,7 @@ mod reload;
 mod run;
 mod send;
 mod status;
+mod store;
 
 /// A receiver-side webhook gateway: verifies what providers send, stores each delivery once, answers when it is on
 /// disk, and forwards it to slow backends under one uniform signature.
@@ -40,6 +41,9 @@ enum Command {
     Status(status::Arguments),
     /// Have a running gateway load its configuration anew: exit 0, or 78 with every problem, nothing changed
     Reload(reload::Arguments),
+    /// Check, back up or salvage a data directory
+    #[command(subcommand)]
+    Store(store::Command),
     /// Exit 0 when a running gateway is ready, else 1 (69 when it cannot be reached)
     Healthcheck(status::HealthArguments),
     /// Print a completion script for a shell
@@ -101,6 +105,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
+        Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "countersign", &mut std::io::stdout());

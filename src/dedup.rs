@@ -4,6 +4,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::delivery::Delivery;
 use crate::verify::Verified;
 
 /// The digest under which a claim is stored.
@@ -31,11 +32,8 @@ impl Keys {
     /// The keys of `verified`; the guard only when `guarded`.
     pub fn of(verified: &Verified, guarded: bool) -> Self {
         let delivery = verified.delivery();
-        let id = delivery.delivery_id.as_deref();
-        // What `enforcement = "observe"` lets through must not make the genuine delivery of that id a duplicate.
-        let kind: &[u8] = if delivery.verification.verified { b"id" } else { b"unverified id" };
         Self {
-            id: id.map(|id| key(kind, &delivery.source, id.as_bytes())),
+            id: id_key(delivery),
             guard: verified
                 .signed_digest()
                 .filter(|_| guarded)
@@ -47,6 +45,13 @@ impl Keys {
     pub fn first(&self) -> Option<Key> {
         self.id.or(self.guard)
     }
+}
+
+/// The key of a delivery's id: all of a claim that can be made anew from what was stored.
+pub(crate) fn id_key(delivery: &Delivery) -> Option<Key> {
+    // What `enforcement = "observe"` lets through must not make the genuine delivery of that id a duplicate.
+    let kind: &[u8] = if delivery.verification.verified { b"id" } else { b"unverified id" };
+    delivery.delivery_id.as_deref().map(|id| key(kind, &delivery.source, id.as_bytes()))
 }
 
 fn key(kind: &[u8], source: &str, text: &[u8]) -> Key {

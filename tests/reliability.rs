@@ -17,6 +17,8 @@ mod support;
 
 #[path = "reliability/backlog.rs"]
 mod backlog;
+#[path = "reliability/corrupt.rs"]
+mod corrupt;
 #[path = "reliability/disk.rs"]
 mod disk;
 #[path = "reliability/document.rs"]
@@ -41,6 +43,8 @@ mod power;
 mod preload;
 #[path = "reliability/reload.rs"]
 mod reload;
+#[path = "reliability/store_commands.rs"]
+mod store_commands;
 #[path = "reliability/time.rs"]
 mod time;
 #[path = "reliability/upgrade.rs"]

@@ -2,6 +2,7 @@
 //! commits that are fsynced before anyone is answered; a few connections read. A failed write latches the store, a
 //! full disk only refuses what would fill it. Any `sqlite3` can look into the file.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,24 +27,33 @@ use crate::metrics::Metrics;
 use crate::store::{self, Accepted, Arrival, Depth, Outlet, Settlement, Store, StoreError, Swept};
 
 mod accept;
+mod check;
 mod depths;
 mod directory;
 mod health;
 mod lease;
+mod load;
 mod readers;
 mod row;
+mod salvage;
 mod schema;
+mod scrub;
 mod settle;
 mod space;
 mod sweep;
+mod tools;
 mod verdict;
 mod writer;
 
-/// The name of the database in the data directory.
-const DATABASE: &str = "countersign.db";
+pub use self::check::Checked;
+pub use self::salvage::{Finding, SalvageError, Salvaged};
+pub use self::tools::{Backup, backup, check, salvage};
 
 /// Work that may wait for the writer. Seconds of it at any rate that an fsync allows: more would only be late.
 const QUEUE_MAX: usize = 4_096;
+
+/// How soon a larger one is read, in the background: not while the first lanes fill.
+const SCRUB_FIRST: Duration = Duration::from_secs(5);
 
 /// How long closing may take: a disk that hangs must not hang the drain. What is left undone was promised to nobody.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -85,7 +95,7 @@ pub enum OpenError {
     /// The file was written by a newer version.
     #[error(
         "{} has format {found}, and this version knows formats up to {known}: run the version that wrote it, or a \
-         later one", file.display()
+         later one; if none did, it is damaged: `countersign store salvage --config FILE`", file.display()
     )]
     Newer {
         /// The database.
@@ -109,8 +119,8 @@ pub enum OpenError {
     },
     /// The file is no database, or a damaged one.
     #[error(
-        "{} is damaged or not a database: restore it from a backup, or move it aside together with its -wal and -shm \
-         files and salvage what it holds with `sqlite3 FILE .recover`", file.display()
+        "{} is damaged or not a database: salvage what it holds with `countersign store salvage --config FILE`, or \
+         restore it from a backup", file.display()
     )]
     Damaged {
         /// The database.
@@ -133,6 +143,16 @@ pub enum OpenError {
         file: PathBuf,
         /// What SQLite says.
         source: rusqlite::Error,
+    },
+    /// It is damaged, and was not salvaged.
+    #[error("{} is damaged ({damage})", file.display())]
+    Salvage {
+        /// The database.
+        file: PathBuf,
+        /// What is wrong with it.
+        damage: String,
+        /// Why it was not salvaged, and what to do.
+        source: SalvageError,
     },
     /// Anything else that SQLite says.
     #[error("{} cannot be opened", file.display())]
@@ -158,6 +178,7 @@ impl OpenError {
             | Self::Foreign { .. }
             | Self::Busy { .. }
             | Self::Damaged { .. }
+            | Self::Salvage { .. }
             | Self::Sqlite { .. }
             | Self::Thread(_) => false,
         }
@@ -174,35 +195,40 @@ pub struct Sqlite {
     health: Arc<Health>,
     /// Its sender is dropped when the writer has ended.
     running: watch::Receiver<()>,
+    /// Keeps the reading of what nobody asks for going; `None` once closed.
+    scrub: Mutex<Option<std::sync::mpsc::Sender<Infallible>>>,
 }
 
 /// Opens or creates the store. What was in flight when the previous process ended is waiting again, its attempt
-/// counted. Blocks for the time of a few fsyncs, and for reading the index of what is pending.
+/// counted. A damaged one is salvaged first: what is lost is logged and counted, and the damaged files are kept beside
+/// it. Blocks for the time of a few fsyncs, and for reading the index of what is pending; a small store is read whole.
 ///
 /// # Errors
-/// When the directory cannot be used or is in use, or the file is newer, foreign, damaged or unreadable.
+/// When the directory cannot be used or is in use, or the file is newer, foreign, unreadable or not to be salvaged.
 pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
     let Options { directory, disk_reserve, metrics } = options;
     let unusable = |source| OpenError::Directory { directory: directory.clone(), source };
-    let held = directory::hold(&directory).map_err(|refused| match refused {
-        Refused::InUse(holder) => OpenError::InUse { directory: directory.clone(), holder },
-        Refused::Io(source) => unusable(source),
-    })?;
-    let file = directory.join(DATABASE);
+    let held = hold(&directory)?;
+    let file = directory.join(salvage::DATABASE);
     let ballast = Ballast::find(&directory);
     // A full disk need not keep what waits from being delivered.
     let (connection, depths) = loop {
-        match load(&file) {
+        match load::load(&directory, &metrics) {
             Err(error) if error.is_want_of_room() && ballast.give() => {}
             loaded => break loaded?,
         }
     };
+    load::tell(&directory, &metrics);
     let depths = Arc::new(depths);
     let readers = Readers::open(&file)?;
     directory::sync(&directory).map_err(unusable)?;
 
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
     let (watch, _) = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
+    let told = metrics.clone();
+    let first = if load::is_small(health.file()) { scrub::EVERY } else { SCRUB_FIRST };
+    let scrub = scrub::start(Arc::clone(&health), first, move |damaged| load::report(damaged, &told));
+    let scrub = Mutex::new(Some(scrub.map_err(OpenError::Thread)?));
     let (queue, receiver) = mpsc::channel(QUEUE_MAX);
     let (ended, running) = watch::channel(());
     let writer = Writer {
@@ -214,7 +240,6 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         metrics,
         checkpoint_at: writer::CHECKPOINT_PAGES,
         log_restarted: false,
-        rebuilt: false,
         held,
         _watch: watch,
         running: ended,
@@ -223,7 +248,15 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .name("store-writer".to_owned())
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
-    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running })
+    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running, scrub })
+}
+
+/// The right to use the data directory.
+fn hold(directory: &Path) -> Result<directory::Held, OpenError> {
+    directory::hold(directory).map_err(|refused| match refused {
+        Refused::InUse(holder) => OpenError::InUse { directory: directory.to_owned(), holder },
+        Refused::Io(source) => OpenError::Directory { directory: directory.to_owned(), source },
+    })
 }
 
 /// Whether another process holds the data directory at this moment; then an [`OpenError::InUse`] that names it.
@@ -232,46 +265,12 @@ pub fn in_use(directory: &Path) -> Option<OpenError> {
     Some(OpenError::InUse { directory: directory.to_owned(), holder })
 }
 
-/// Judges whether this version could open the store, while another process holds it; only the format is looked at.
+/// Judges whether this version could open the store, while another process holds it; only header and schema are looked at.
 ///
 /// # Errors
-/// When the file is newer or cannot be read.
+/// When the file is newer, damaged or cannot be read.
 pub fn check_format(directory: &Path) -> Result<(), OpenError> {
-    schema::check_format(&directory.join(DATABASE))
-}
-
-/// The writer's connection, and how full each lane is; what was in flight waits again.
-fn load(file: &Path) -> Result<(rusqlite::Connection, Depths), OpenError> {
-    let failed = |error| schema::failure(file, error);
-
-    let connection = schema::open_writer(file)?;
-    let depths = resume(&connection).and_then(|()| Depths::load(&connection)).or_else(|error| {
-        if !row::is_damage(&error) {
-            return Err(failed(error));
-        }
-        // The indexes are all that has been read, and can be made anew from the tables.
-        tracing::error!(%error, "damaged index, rebuilding all");
-        let rebuilt = schema::rebuild(&connection, "").and_then(|()| resume(&connection));
-        let rebuilt = rebuilt.and_then(|()| Depths::load_rebuilt(&connection));
-        rebuilt.map_err(|source| {
-            if row::is_damage(&source) {
-                OpenError::Damaged { file: file.to_owned(), source }
-            } else {
-                failed(source)
-            }
-        })
-    });
-    Ok((connection, depths?))
-}
-
-/// Lets what was in flight wait again.
-fn resume(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
-    connection.execute(
-        "UPDATE forward INDEXED BY forward_pending SET state = 'waiting'
-         WHERE settled_at IS NULL AND state = 'in_flight'",
-        [],
-    )?;
-    Ok(())
+    schema::check_format(&directory.join(salvage::DATABASE))
 }
 
 impl Sqlite {
@@ -300,7 +299,17 @@ impl Sqlite {
     {
         match self.health.ended() {
             Some(ended) => Err(ended),
-            None => self.readers.run(query).await,
+            None => {
+                let health = Arc::clone(&self.health);
+                let query = move |connection: &_| {
+                    query(connection).inspect_err(|error| {
+                        if row::is_file_damage(error) {
+                            health.latch_damaged(&error.to_string());
+                        }
+                    })
+                };
+                self.readers.run(query).await
+            }
         }
     }
 }
@@ -387,6 +396,7 @@ impl Store for Sqlite {
     }
 
     async fn close(&self) {
+        drop(lock(&self.scrub).take());
         drop(lock(&self.queue).take());
         self.health.close();
         let ended = async {

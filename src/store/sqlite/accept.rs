@@ -42,16 +42,16 @@ impl Work for Accept {
             return Ok(Accepted::Replay { first: claim.delivery });
         }
 
-        let destinations = &self.arrival.destinations;
+        // Named twice is meant once.
+        let mut destinations: Vec<_> = self.arrival.destinations.iter().collect();
+        destinations.sort_unstable();
+        destinations.dedup();
         self.prepared.insert(transaction, delivery, destinations.len())?;
         for key in keys.id.iter().chain(&keys.guard) {
             self.claim(transaction, *key)?;
         }
-        for (index, destination) in destinations.iter().enumerate() {
-            // Named twice is meant once.
-            if !destinations[..index].contains(destination) {
-                self.forward(transaction, destination, effects)?;
-            }
+        for destination in destinations {
+            self.forward(transaction, destination, effects)?;
         }
         effects.deliveries += 1;
         Ok(Accepted::Stored)

@@ -1,12 +1,10 @@
 //! How full each lane is, counted in step with the commits, so that asking costs no query.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use rusqlite::types::ValueRef;
 
 use super::health::lock;
 use crate::clock::from_milliseconds;
@@ -34,33 +32,20 @@ struct Lane {
 }
 
 impl Depths {
-    /// Counts what is in the indexes; names that cannot be read are their damage.
+    /// Counts what is in the indexes.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
-        Self::count(connection, |name| Ok(name.as_str()?.into()))
-    }
-
-    /// Counts what is in indexes that have just been rebuilt: a name that cannot be read now stands in the table, and
-    /// is one forward's damage, which is better seen as an odd lane than a reason not to start.
-    pub(super) fn load_rebuilt(connection: &Connection) -> rusqlite::Result<Self> {
-        Self::count(connection, |name| Ok(String::from_utf8_lossy(name.as_bytes()?)))
-    }
-
-    fn count(
-        connection: &Connection,
-        readable: impl Fn(ValueRef<'_>) -> rusqlite::Result<Cow<'_, str>>,
-    ) -> rusqlite::Result<Self> {
         let mut lanes: BTreeMap<Arc<str>, Lane> = BTreeMap::new();
         let mut pending = connection.prepare(
             "SELECT destination, pending_since FROM forward INDEXED BY forward_pending WHERE settled_at IS NULL",
         )?;
         let mut rows = pending.query([])?;
         while let Some(row) = rows.next()? {
-            let destination = readable(row.get_ref(0)?)?;
+            let destination = row.get_ref(0)?.as_str()?;
             // A lane's rows lie together, and there may be very many: its name is allocated once.
-            if !lanes.contains_key(&*destination) {
-                lanes.insert((&*destination).into(), Lane::default());
+            if !lanes.contains_key(destination) {
+                lanes.insert(destination.into(), Lane::default());
             }
-            if let Some(lane) = lanes.get_mut(&*destination) {
+            if let Some(lane) = lanes.get_mut(destination) {
                 lane.step_pending(from_milliseconds(row.get(1)?), 1);
             }
         }
@@ -68,15 +53,10 @@ impl Depths {
             .prepare("SELECT destination, count(*) FROM forward WHERE state = 'dead' GROUP BY destination")?;
         let mut rows = dead.query([])?;
         while let Some(row) = rows.next()? {
-            let destination = readable(row.get_ref(0)?)?;
-            lanes.entry((&*destination).into()).or_default().dead += row.get::<_, i64>(1)?.unsigned_abs();
+            let destination = row.get_ref(0)?.as_str()?;
+            lanes.entry(destination.into()).or_default().dead += row.get::<_, i64>(1)?.unsigned_abs();
         }
         Ok(Self(Mutex::new(lanes)))
-    }
-
-    /// Forgets what was counted for what has been counted anew.
-    pub(super) fn replace(&self, counted: Self) {
-        *lock(&self.0) = counted.0.into_inner().unwrap_or_else(PoisonError::into_inner);
     }
 
     pub(super) fn apply(&self, changes: Vec<Change>) {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::salvage;
 use super::space::{self, Ballast};
 use crate::store::StoreError;
 
@@ -88,6 +89,16 @@ impl Health {
             tracing::error!(error = reason, "store latched");
         }
         StoreError::Latched(self.latched.get().cloned().unwrap_or(reason))
+    }
+
+    /// The same, because the file is damaged: the next start salvages it.
+    pub(super) fn latch_damaged(&self, what: &str) -> StoreError {
+        let file = self.file();
+        if self.latched.get().is_none() {
+            salvage::mark(file.parent().unwrap_or(file), what);
+        }
+        let file = file.display();
+        self.latch(format!("{file} is damaged ({what}): the next start salvages what it holds"))
     }
 
     /// Refuses what is new until there is room to be seen, beginning now.

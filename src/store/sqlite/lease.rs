@@ -7,6 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::row::{self, LoadError};
+use super::schema;
 use super::writer::{Effects, Work};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::delivery::Delivery;
@@ -59,6 +60,9 @@ pub(super) fn due(
             Ok(Some(delivery)) => {
                 bytes += delivery.body.len();
                 Found::Delivery(Arc::new(delivery))
+            }
+            Ok(None) if row::is_in_table(connection, id)? => {
+                return Err(schema::corrupt("a delivery is not where its index says"));
             }
             Ok(None) => Found::Damaged("the delivery is not there".to_owned()),
             Err(LoadError::Damaged(what)) => Found::Damaged(what),
@@ -228,7 +232,6 @@ mod tests {
     use rusqlite::ffi;
 
     use super::*;
-    use crate::store::sqlite::schema;
     use crate::store::sqlite::writer::tests::NoLanes;
 
     /// One unreadable sector had failed each lease of its lane, for good.

@@ -130,17 +130,29 @@ impl From<rusqlite::Error> for LoadError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::SystemIoFailure) => Self::Unreadable(error.to_string()),
-            // A broken page under this row is this row's damage; whether there is more, other rows will tell.
-            _ if is_damage(&error) => Self::Damaged(error.to_string()),
-            _ => Self::Sqlite(error),
+            // A value of another type than was written. A broken page is more than this row's damage.
+            None => Self::Damaged(error.to_string()),
+            Some(_) => Self::Sqlite(error),
         }
     }
+}
+
+/// Whether the table has a row of this id, whatever its index says. Reads the whole table.
+pub(super) fn is_in_table(connection: &Connection, id: Id) -> rusqlite::Result<bool> {
+    let mut select =
+        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM delivery NOT INDEXED WHERE id = ?1)")?;
+    select.query_row([id.as_bytes()], |row| row.get(0))
 }
 
 /// Whether what was read is not what was written.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     // Without a code it is not from SQLite but from us: a value of another type or range than was written.
-    error.sqlite_error_code().is_none_or(|code| code == ErrorCode::DatabaseCorrupt)
+    error.sqlite_error_code().is_none() || is_file_damage(error)
+}
+
+/// Whether it is more than a single value that is not what was written.
+pub(super) fn is_file_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// Over every column that a backend or an operator may get to see, each with its length.

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use super::{OpenError, space};
 
 /// "CsGn": `file(1)` and our own check tell the database from any other by it.
-const APPLICATION_ID: i32 = 0x4373_476e;
+pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
 
 /// The format that this version writes.
 const FORMAT: u32 = 1;
@@ -32,15 +32,7 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     let failed = |error| failure(file, error);
     let mut connection = connect(file).map_err(failed)?;
 
-    let application: i32 =
-        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed)?;
-    let tables: u32 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
-    let fresh = application == 0 && tables == 0;
-    if !fresh && application != APPLICATION_ID {
-        return Err(OpenError::Foreign { file: file.to_owned() });
-    }
-    let format = format_of(&connection, file)?;
+    let format = identify(&connection, file)?;
 
     configure(&connection).map_err(failed)?;
     rewrite_log(&connection, file)?;
@@ -53,21 +45,88 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Refuses the format of a database that another process has open, when it is newer.
+/// Judges a database that another process has open by its header and schema.
 pub(super) fn check_format(file: &Path) -> Result<(), OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags).map_err(|error| failure(file, error))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| failure(file, error))?;
-    format_of(&connection, file).map(|_| ())
+    identify(&connection, file).map(drop)
 }
 
-fn format_of(connection: &Connection, file: &Path) -> Result<u32, OpenError> {
-    let format = connection.pragma_query_value(None, "user_version", |row| row.get(0));
-    match format.map_err(|error| failure(file, error))? {
-        newer if newer > FORMAT => {
-            Err(OpenError::Newer { file: file.to_owned(), found: newer, known: FORMAT })
+/// A new database in a file of its own. It is not durable, and not in its mode of work, before [`seal`].
+pub(super) fn create(file: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = connect(file)?;
+    connection.pragma_update_and_check(None, "journal_mode", "OFF", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "OFF")?;
+    for (next, migration) in (1..).zip(MIGRATIONS) {
+        migrate(&mut connection, migration, next)?;
+    }
+    Ok(connection)
+}
+
+/// Makes a database that has been created ready to be closed, synced and opened.
+pub(super) fn seal(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
+}
+
+/// Whether the tables and indexes are those of `format`, each on pages of its own. Others beside them are an
+/// operator's.
+fn is_schema(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
+    let expected = Connection::open_in_memory()?;
+    for migration in &MIGRATIONS[..format as usize] {
+        expected.execute_batch(migration)?;
+    }
+    let mut statement = expected.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema")?;
+    let mut rows = statement.query([])?;
+    let mut find = connection.prepare(
+        "SELECT count(*) FROM sqlite_schema WHERE type = ?1 AND name = ?2 AND tbl_name = ?3 AND sql IS ?4",
+    )?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, table): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let sql: Option<String> = row.get(3)?;
+        let found: u32 = find.query_row(rusqlite::params![kind, name, table, sql], |row| row.get(0))?;
+        if found != 1 {
+            return Ok(false);
         }
-        format => Ok(format),
+    }
+    let distinct = "SELECT count(*) = count(DISTINCT rootpage) FROM sqlite_schema WHERE rootpage <> 0";
+    connection.query_row(distinct, [], |row| row.get(0))
+}
+
+pub(super) fn corrupt(what: &str) -> rusqlite::Error {
+    let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(error, Some(what.to_owned()))
+}
+
+/// The format of a database of ours, 0 of one that is empty; refuses others, newer ones, and damaged ones.
+pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, OpenError> {
+    let failed = |error| failure(file, error);
+    let application: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed)?;
+    let format: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    let tables: u32 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    let fresh = application == 0 && tables == 0;
+    // A number of the header may be damaged; all tables are not by accident those that we know.
+    let damaged = |what: &str| OpenError::Damaged { file: file.to_owned(), source: corrupt(what) };
+    let matches = |format: u32| is_schema(connection, format).map_err(failed);
+    match u32::try_from(format) {
+        Ok(format) if application == APPLICATION_ID && format > FORMAT => {
+            Err(OpenError::Newer { file: file.to_owned(), found: format, known: FORMAT })
+        }
+        Ok(0) if fresh => Ok(0),
+        Ok(format @ 1..=FORMAT) if application == APPLICATION_ID => {
+            if matches(format)? {
+                Ok(format)
+            } else {
+                Err(damaged("the schema is not the one that was written"))
+            }
+        }
+        _ if application == APPLICATION_ID || matches(FORMAT)? => {
+            Err(damaged("the header is not the one that was written"))
+        }
+        _ => Err(OpenError::Foreign { file: file.to_owned() }),
     }
 }
 
@@ -81,7 +140,7 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection, OpenError> {
     open().map_err(|error| failure(file, error))
 }
 
-fn connect(file: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
@@ -138,19 +197,6 @@ fn verify_durable(connection: &Connection, patience: Duration) -> rusqlite::Resu
     }
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(!busy)
-}
-
-/// Makes an index anew from its table, or all of them when none is named. Forwards whose state is none, which no lane
-/// would ever ask for, become dead letters.
-pub(super) fn rebuild(connection: &Connection, index: &str) -> rusqlite::Result<()> {
-    let transaction = connection.unchecked_transaction()?;
-    transaction.execute_batch(&format!(
-        "REINDEX {index};
-         UPDATE forward INDEXED BY forward_pending
-         SET state = 'dead', settled_at = due_at, last_outcome = 'corrupt'
-         WHERE settled_at IS NULL AND state NOT IN ('waiting', 'in_flight')"
-    ))?;
-    transaction.commit()
 }
 
 pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {

@@ -26,19 +26,10 @@ pub(super) fn judge(error: &rusqlite::Error, connection: &Connection, health: &H
         // Somebody holds the write lock: nothing of ours has been written.
         Some((ErrorCode::DatabaseBusy, _)) if undone => StoreError::Busy,
         Some((ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _)) => {
-            health.latch(damaged(health, &error.to_string()))
+            health.latch_damaged(&error.to_string())
         }
         _ => health.latch(format!("a failed write: {error}")),
     }
-}
-
-/// What to tell of a damaged file.
-pub(super) fn damaged(health: &Health, what: &str) -> String {
-    format!(
-        "{} is damaged ({what}): restore it from a backup, or move it aside together with its -wal and -shm files \
-         and salvage what it holds with `sqlite3 FILE .recover`",
-        health.file().display()
-    )
 }
 
 /// Whether a failure is that of a single value: one that is not what we wrote, or one that is larger than SQLite takes.
@@ -72,7 +63,7 @@ mod tests {
     fn damage_is_called_damage_and_a_failed_write_one() {
         check(ffi::SQLITE_IOERR_FSYNC, &["the store has shut itself: a failed write: "]);
         check(ffi::SQLITE_IOERR_WRITE, &["the store has shut itself: a failed write: "]);
-        check(ffi::SQLITE_CORRUPT, &["countersign.db is damaged (", ".recover"]);
+        check(ffi::SQLITE_CORRUPT, &["countersign.db is damaged (", "salvages what it holds"]);
     }
 
     #[test]

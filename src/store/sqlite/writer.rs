@@ -6,14 +6,13 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, ffi};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::depths::{Change, Depths};
 use super::directory::Held;
 use super::health::Health;
-use super::schema;
 use super::verdict;
 use crate::clock::Timestamp;
 use crate::id::Id;
@@ -143,8 +142,6 @@ impl<W: Work> Queued for Job<W> {
 enum Failure {
     /// By this piece of work, whatever else is in the batch.
     One(usize, StoreError),
-    /// By an index that contradicts its table.
-    Index(rusqlite::Error),
     /// By what would have failed any.
     All(StoreError),
 }
@@ -160,8 +157,6 @@ pub(super) struct Writer {
     pub(super) checkpoint_at: i64,
     /// Whether the log has been copied for want of room since the last commit.
     pub(super) log_restarted: bool,
-    /// Whether the indexes have been rebuilt: what contradicts itself again is damaged beyond that.
-    pub(super) rebuilt: bool,
     /// Given up last, when the database is closed.
     pub(super) held: Held,
     /// Keeps the watch over the file system going for as long as there is a writer.
@@ -203,8 +198,8 @@ impl Writer {
                 if catch_unwind(AssertUnwindSafe(|| self.perform(effects))).is_err() {
                     self.health.latch("the outlet panicked".to_owned());
                 }
-                if index_damaged && let Err(error) = self.rebuild("forward_pending", None) {
-                    tracing::error!(%error, "index of what is pending not rebuilt");
+                if index_damaged {
+                    self.health.latch_damaged("an index lists a forward that its table has not");
                 }
                 self.checkpoint();
             }
@@ -217,10 +212,6 @@ impl Writer {
                     self.process(batch);
                 }
             }
-            Err(Failure::Index(error)) => match self.rebuild("", Some(error)) {
-                Ok(()) => self.process(batch),
-                Err(error) => answer(batch, &Err(error)),
-            },
         }
     }
 
@@ -274,25 +265,6 @@ impl Writer {
         self.log_restarted
     }
 
-    /// Makes an index anew from its table, or all of them when none is named, and counts again. Not twice.
-    fn rebuild(&mut self, index: &str, found: Option<rusqlite::Error>) -> Result<(), StoreError> {
-        if self.rebuilt {
-            let what = found.map_or("rows are not where they belong".to_owned(), |error| error.to_string());
-            return Err(self.health.latch(verdict::damaged(&self.health, &what)));
-        }
-        tracing::error!(index, "an index contradicts its table, rebuilding");
-        let rebuilt =
-            schema::rebuild(&self.connection, index).and_then(|()| Depths::load_rebuilt(&self.connection));
-        match rebuilt {
-            Ok(depths) => {
-                self.rebuilt = true;
-                self.depths.replace(depths);
-                Ok(())
-            }
-            Err(error) => Err(verdict::judge(&error, &self.connection, &self.health)),
-        }
-    }
-
     fn commit<'o>(
         &mut self,
         batch: &mut [Box<dyn Queued>],
@@ -317,11 +289,6 @@ impl Writer {
                 // Rolled back, nothing of this has been written.
                 Some(index) if verdict::is_its_own(&error) && self.connection.is_autocommit() => {
                     Failure::One(index, StoreError::Read(error.to_string()))
-                }
-                _ if error.sqlite_extended_error_code() == Some(ffi::SQLITE_CORRUPT_INDEX)
-                    && self.connection.is_autocommit() =>
-                {
-                    Failure::Index(error)
                 }
                 _ => Failure::All(verdict::judge(&error, &self.connection, &self.health)),
             });
@@ -402,8 +369,8 @@ fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::store::sqlite::directory;
     use crate::store::sqlite::space::Ballast;
+    use crate::store::sqlite::{directory, schema};
 
     /// Work that is one statement, after `READ` one that returns a byte; one that is not SQL panics, as a bug of ours would.
     struct Sql<const ADDS: bool>(&'static str);
@@ -451,7 +418,6 @@ pub(super) mod tests {
             metrics: Metrics::new(),
             checkpoint_at: CHECKPOINT_PAGES,
             log_restarted: false,
-            rebuilt: false,
             held: directory::hold(root.path()).unwrap(),
             _watch: std::sync::mpsc::channel().0,
             running: watch::channel(()).0,
@@ -523,20 +489,6 @@ pub(super) mod tests {
             assert_eq!((&answers[0], &answers[2], &answers[3]), (&Ok(1), &Ok(1), &answers[1]));
             assert_eq!((metered(&writer), writer.health.latched()), (2, None));
         }
-    }
-
-    /// A rebuild that another program's lock had kept from happening counted as the one there is, so that the next
-    /// latched the store.
-    #[test]
-    fn a_rebuild_counts_only_when_it_has_happened() {
-        let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(&root);
-        let other = Connection::open(root.path().join("countersign.db")).unwrap();
-        other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        assert_eq!(writer.rebuild("forward_pending", None), Err(StoreError::Busy));
-        other.execute_batch("COMMIT").unwrap();
-        assert_eq!(writer.rebuild("forward_pending", None), Ok(()));
-        assert!(matches!(writer.rebuild("forward_pending", None), Err(StoreError::Latched(_))));
     }
 
     #[test]

@@ -1,0 +1,114 @@
+//! From a data directory to a database that can be worked with, salvaged when it is damaged. A small one is read whole before it is used; of a larger one that is left to the scrub.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::depths::Depths;
+use super::salvage::{self, Finding, SalvageError, Salvaged};
+use super::{OpenError, check, schema};
+use crate::id::Id;
+use crate::metrics::Metrics;
+
+/// Up to this size a store is read whole before it is used: within half a second on any machine that stores webhooks.
+const SMALL: u64 = 64 << 20;
+
+/// The writer's connection, and how full each lane is; what was in flight waits again. Salvages what is damaged.
+pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
+    let needed = salvage::settle(directory).and_then(|()| salvage::needed(directory));
+    match needed.map_err(|source| OpenError::Directory { directory: directory.to_owned(), source })? {
+        Some(damage) => load_salvaged(directory, &damage, metrics),
+        None => match load_sound(directory, metrics) {
+            Err(OpenError::Damaged { source, .. }) => load_salvaged(directory, &source.to_string(), metrics),
+            loaded => loaded,
+        },
+    }
+}
+
+/// Opens a database that has to be sound: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
+/// are set aside.
+fn load_sound(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
+    let file = directory.join(salvage::DATABASE);
+    let failed = |error| schema::failure(&file, error);
+    let connection = schema::open_writer(&file)?;
+    if is_small(&file) {
+        let checked = check::all(&connection).map_err(failed)?;
+        if let Some(problem) = checked.problems.first() {
+            return Err(failed(schema::corrupt(problem)));
+        }
+        for damaged in &checked.damaged {
+            set_aside(&connection, damaged).map_err(failed)?;
+        }
+        report(&checked.damaged, metrics);
+    }
+    let depths = resume(&connection).and_then(|()| Depths::load(&connection)).map_err(failed)?;
+    salvage::note_created(directory);
+    Ok((connection, depths))
+}
+
+/// Salvages the database and opens what is left.
+fn load_salvaged(
+    directory: &Path,
+    damage: &str,
+    metrics: &Metrics,
+) -> Result<(Connection, Depths), OpenError> {
+    let file = directory.join(salvage::DATABASE);
+    tracing::error!(file = %file.display(), damage, "the store is damaged, salvaging what it holds");
+    salvage::salvage(directory, false).map_err(|source| match source {
+        SalvageError::Foreign { file } => OpenError::Foreign { file },
+        source => OpenError::Salvage { file: file.clone(), damage: damage.to_owned(), source },
+    })?;
+    load_sound(directory, metrics)
+}
+
+/// Tells what the latest salvage found, if nobody has been told yet.
+pub(super) fn tell(directory: &Path, metrics: &Metrics) {
+    let told = salvage::untold(directory).and_then(|salvaged| {
+        let Some(salvaged) = salvaged else { return Ok(()) };
+        let Salvaged { deliveries, pending, claims, findings, damaged } = &salvaged;
+        report(findings, metrics);
+        let (damaged, findings) = (damaged.display(), findings.len());
+        tracing::error!(deliveries, pending, claims, findings, %damaged, "store salvaged; the damaged files are kept");
+        salvage::told(directory, &salvaged)
+    });
+    if let Err(error) = told {
+        tracing::error!(%error, "what the latest salvage found cannot be told");
+    }
+}
+
+pub(super) fn report(findings: &[Finding], metrics: &Metrics) {
+    for Finding { delivery, what, lost } in findings {
+        metrics.store_corrupt_rows.inc();
+        let delivery = delivery.map(|id| id.to_string());
+        tracing::error!(delivery, lost, error = what, "damage in the store");
+    }
+}
+
+/// Makes the forwards of a damaged delivery dead letters: visible, kept, never sent. The provider may send it again.
+fn set_aside(connection: &Connection, damaged: &Finding) -> rusqlite::Result<()> {
+    let id = damaged.delivery.as_ref().map(Id::as_bytes);
+    let changed = connection.execute(
+        "UPDATE forward SET state = 'dead', settled_at = due_at, last_outcome = 'corrupt'
+         WHERE delivery = ?1 AND settled_at IS NULL",
+        [id],
+    )?;
+    if changed > 0 {
+        connection.execute("DELETE FROM claim WHERE delivery = ?1", [id])?;
+    }
+    Ok(())
+}
+
+/// Lets what was in flight wait again.
+fn resume(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute(
+        "UPDATE forward INDEXED BY forward_pending SET state = 'waiting'
+         WHERE settled_at IS NULL AND state = 'in_flight'",
+        [],
+    )?;
+    Ok(())
+}
+
+/// Whether it is read whole before it is used.
+pub(super) fn is_small(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|metadata| metadata.len() <= SMALL)
+}

@@ -1,0 +1,351 @@
+//! Saves what can be saved of a damaged database: reads every page by itself, believes deliveries only with their
+//! checksum, and puts what it found into a new database that takes the damaged one's place. Everything that is lost
+//! and can be named is named. The damaged files are kept in a directory beside it; nothing is deleted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use self::log::{Log, beside};
+use self::merge::Staging;
+use self::page::{NEWEST, Pages, word};
+use super::{directory, schema};
+use crate::id::Id;
+
+mod log;
+mod merge;
+mod page;
+
+/// The database, in its directory.
+pub(super) const DATABASE: &str = "countersign.db";
+/// A database that is complete and durable, and waits to take the damaged one's place.
+const SALVAGED: &str = "countersign.db-salvaged";
+/// One that is being written.
+const UNFINISHED: &str = "countersign.db-unfinished";
+/// Its being there says that the database has been more than an empty file.
+const CREATED: &str = "created";
+/// Left by a process that met damage, for the next one: the file says what it met.
+const DAMAGE: &str = "damage";
+/// What a salvage found, until a gateway has told of it: whoever salvaged may not have been one.
+const REPORT: &str = "salvaged.json";
+/// Everything that belongs to a database that is moved aside; the database last, so that a crash between two leaves it.
+const MOVED: [&str; 4] = ["-wal", "-shm", "-journal", ""];
+
+/// What salvaging a store came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Salvaged {
+    /// Deliveries that are intact.
+    pub deliveries: u64,
+    /// Forwards that are waiting.
+    pub pending: u64,
+    /// Claims.
+    pub claims: u64,
+    /// What was damaged, and what became of it.
+    pub findings: Vec<Finding>,
+    /// Where the damaged files are now.
+    pub damaged: PathBuf,
+}
+
+/// Something in a store that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The delivery that it concerns, where that is known.
+    #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
+    pub delivery: Option<Id>,
+    /// What it is.
+    pub what: String,
+    /// Whether something is lost by it.
+    pub lost: bool,
+}
+
+fn write_id<S: Serializer>(id: &Option<Id>, serializer: S) -> Result<S::Ok, S::Error> {
+    id.map(|id| id.to_string()).serialize(serializer)
+}
+
+fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Id>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+}
+
+/// Why a damaged store could not be salvaged. It is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvageError {
+    /// There is nothing of ours in it.
+    #[error(
+        "nothing of the gateway's can be found in {}: restore it from a backup, or move it aside with \
+         `countersign store salvage --config FILE` and start with nothing", file.display()
+    )]
+    Nothing {
+        /// The database.
+        file: PathBuf,
+    },
+    /// The file is another program's database.
+    #[error("{} is a database of another program: choose another data directory", file.display())]
+    Foreign {
+        /// The database.
+        file: PathBuf,
+    },
+    /// What is saved is written beside the damaged file, which stays.
+    #[error(
+        "salvaging needs {needed} bytes of free disk space and there are {free}: make room and start again"
+    )]
+    Space {
+        /// Bytes that it may take.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// A file could not be read, written or moved.
+    #[error("a file cannot be read, written or moved")]
+    Io(#[from] io::Error),
+    /// The new database could not be written.
+    #[error("the new database cannot be written")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// Why the database in `directory` must not be opened as it is, where that can be told without opening it: SQLite
+/// itself would say nothing of a log that is damaged, or of a file that has been emptied.
+///
+/// # Errors
+/// When its files cannot be read.
+pub(super) fn needed(directory: &Path) -> io::Result<Option<String>> {
+    let file = directory.join(DATABASE);
+    if !file.try_exists()? {
+        return Ok(None);
+    }
+    if let Ok(reason) = fs::read_to_string(directory.join(DAMAGE)) {
+        return Ok(Some(reason));
+    }
+    if fs::metadata(&file)?.len() == 0 {
+        let created = directory.join(CREATED).try_exists()?;
+        return Ok(created.then(|| "it is empty".to_owned()));
+    }
+    if let Some(damage) = Log::read(&file)?.damage() {
+        return Ok(Some(damage));
+    }
+    header_damage(&file)
+}
+
+/// What is wrong with the first bytes of a database of ours, which SQLite takes for another way of writing.
+fn header_damage(file: &Path) -> io::Result<Option<String>> {
+    let pages = Pages::open(file)?;
+    let (first, _) = pages.read(1)?;
+    let ours = word(&first, 68) == schema::APPLICATION_ID.cast_unsigned();
+    let plain = first[..16] == *b"SQLite format 3\0"
+        && first[18..24] == [2, 2, 0, 64, 32, 32]
+        && (1..=4).contains(&word(&first, 44))
+        && word(&first, 56) == 1
+        && [52, 64].iter().all(|at| word(&first, *at) == 0);
+    Ok((ours && !plain).then(|| "its header is damaged".to_owned()))
+}
+
+/// Has the next start salvage the database first.
+pub(super) fn mark(directory: &Path, reason: &str) {
+    let written = fs::write(directory.join(DAMAGE), reason).and_then(|()| directory::sync(directory));
+    if let Err(error) = written {
+        tracing::error!(%error, "the damage could not be noted for the next start");
+    }
+}
+
+/// Finishes what a crash interrupted: a salvaged database takes its place.
+///
+/// # Errors
+/// When a file cannot be moved.
+pub(super) fn settle(directory: &Path) -> io::Result<()> {
+    let salvaged = directory.join(SALVAGED);
+    if !salvaged.try_exists()? {
+        return Ok(());
+    }
+    let aside = aside(directory)?;
+    fs::create_dir_all(&aside)?;
+    directory::sync(directory)?;
+    for suffix in MOVED {
+        let name = format!("{DATABASE}{suffix}");
+        move_file(&directory.join(&name), &aside.join(&name))?;
+    }
+    move_file(&directory.join(DAMAGE), &aside.join(DAMAGE))?;
+    directory::sync(&aside)?;
+    fs::rename(salvaged, directory.join(DATABASE))?;
+    directory::sync(directory)
+}
+
+/// Where the damaged files go: the first directory that has none.
+fn aside(directory: &Path) -> io::Result<PathBuf> {
+    let mut number = 1;
+    loop {
+        let aside = directory.join(format!("damaged-{number}"));
+        if !aside.join(DATABASE).try_exists()? {
+            return Ok(aside);
+        }
+        number += 1;
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        moved => moved,
+    }
+}
+
+/// Remembers that there is a database, so that one that is empty is known to be damaged. Not being able to is no reason
+/// not to use it.
+pub(super) fn note_created(directory: &Path) {
+    let path = directory.join(CREATED);
+    if path.exists() {
+        return;
+    }
+    if let Err(error) = fs::File::create(path).and_then(|_| directory::sync(directory)) {
+        tracing::debug!(%error, "not noted that there is a database");
+    }
+}
+
+/// Salvages the database in `directory`, which the caller holds. Where nothing at all can be saved, only when `forced`.
+///
+/// # Errors
+/// See [`SalvageError`]; the database is as it was.
+pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
+    let file = directory.join(DATABASE);
+    let pages = Pages::open(&file)?;
+    let needed = pages.count as u64 * pages.size as u64 * 5 / 4 + (1 << 20);
+    let space = rustix::fs::statvfs(directory).map_err(io::Error::from)?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free < needed {
+        return Err(SalvageError::Space { needed, free });
+    }
+
+    let (path, mut connection) = begin(directory)?;
+    let transaction = connection.transaction()?;
+    let staging = Staging::new(&transaction)?;
+    read(&pages, &staging)?;
+    let mut salvaged = staging.merge()?;
+    transaction.commit()?;
+    if salvaged.deliveries + salvaged.pending + salvaged.claims == 0 {
+        let (first, _) = pages.read(1)?;
+        let a_database = first[..16] == *b"SQLite format 3\0";
+        let application = word(&first, 68);
+        if a_database && application != schema::APPLICATION_ID.cast_unsigned() && word(&first, 28) > 1 {
+            return Err(SalvageError::Foreign { file });
+        }
+        if !forced {
+            return Err(SalvageError::Nothing { file });
+        }
+    }
+    let gone = lost_pages(&pages)?;
+    let gone = gone.or((salvaged.deliveries == 0).then(|| "nothing of what it held can be read".to_owned()));
+    salvaged.findings.extend(gone.map(|what| Finding { delivery: None, what, lost: true }));
+    salvaged.damaged = aside(directory)?;
+    write_report(directory, &salvaged)?;
+    complete(directory, &path, connection)?;
+    settle(directory)?;
+    Ok(salvaged)
+}
+
+fn write_report(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
+    let mut file = fs::File::create(directory.join(REPORT))?;
+    serde_json::to_writer_pretty(&mut file, salvaged)?;
+    file.sync_all()
+}
+
+/// What the latest salvage found, when nobody has been told yet.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn untold(directory: &Path) -> io::Result<Option<Salvaged>> {
+    match fs::read(directory.join(REPORT)) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Remembers that the log and the metrics have been told.
+///
+/// # Errors
+/// When the report cannot be moved to the damaged files.
+pub(super) fn told(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
+    // By its name: whoever salvaged may have called the data directory otherwise.
+    let aside = directory.join(salvaged.damaged.file_name().unwrap_or_default());
+    move_file(&directory.join(REPORT), &aside.join(REPORT))
+}
+
+/// What cannot be named, since all that named it is gone with it.
+fn lost_pages(pages: &Pages) -> io::Result<Option<String>> {
+    let (first, _) = pages.read(1)?;
+    let sound = first[..16] == *b"SQLite format 3\0";
+    let promised =
+        if sound && word(&first, 28) < pages.count.saturating_mul(4) { word(&first, 28) } else { 0 };
+    let cut_off = promised.saturating_sub(pages.count);
+    let damage = pages.log.damage();
+    let what = match (cut_off, damage) {
+        (0, None) => return Ok(None),
+        (0, Some(damage)) => damage,
+        (pages, None) => format!("{pages} pages are cut off the file"),
+        (pages, Some(damage)) => format!("{pages} pages are cut off the file, and {damage}"),
+    };
+    Ok(Some(format!("{what}: deliveries that stood nowhere else cannot be named")))
+}
+
+/// Puts every row that can be found where it can be compared with others.
+fn read(pages: &Pages, staging: &Staging<'_>) -> Result<(), SalvageError> {
+    let free = pages.free()?;
+    for number in (1..=pages.count).filter(|number| !free.contains(number)) {
+        let (page, rank) = pages.read(number)?;
+        for row in pages.rows(number, &page) {
+            staging.take(&row, rank)?;
+        }
+    }
+    for (index, frame) in pages.log.frames.iter().enumerate().filter(|(_, frame)| !frame.good) {
+        let rank = i64::try_from(index).unwrap_or(NEWEST - 1);
+        for row in pages.rows(frame.page, &pages.log.page(index)?) {
+            staging.take(&row, rank)?;
+        }
+    }
+    // What no page knows of any more may have been removed: taken only where something asks for it.
+    if staging.wants()? {
+        let images = (1..=pages.count).map(|number| pages.read(number).map(|(page, _)| page));
+        let older = (0..pages.log.frames.len()).map(|index| pages.log.page(index));
+        for page in images.chain(older) {
+            for row in pages.search(&page?, DELIVERY.0, DELIVERY.1) {
+                staging.take_wanted(&row)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A delivery has so many columns, and its id, of this type, is the first: a blob of 16 bytes.
+const DELIVERY: (usize, u8) = (16, 12 + 2 * 16);
+
+/// A new database that nobody knows of yet.
+fn begin(directory: &Path) -> Result<(PathBuf, Connection), SalvageError> {
+    let path = directory.join(UNFINISHED);
+    for suffix in MOVED {
+        remove_file(&beside(&path, suffix))?;
+    }
+    Ok((path.clone(), schema::create(&path)?))
+}
+
+/// Makes it durable, and then known.
+fn complete(directory: &Path, path: &Path, connection: Connection) -> Result<(), SalvageError> {
+    schema::seal(&connection)?;
+    connection.close().map_err(|(_, error)| error)?;
+    fs::File::open(path)?.sync_all()?;
+    for suffix in &MOVED[..3] {
+        remove_file(&beside(path, suffix))?;
+    }
+    fs::rename(path, directory.join(SALVAGED))?;
+    directory::sync(directory)?;
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Which frames of a write-ahead log hold what was committed. SQLite stops at the first frame that fails its checksum
+//! and forgets all that was committed behind it; here each frame is judged by itself, so that a bad one costs only
+//! itself. A transaction that a power cut tore is told from damage by this: the next one begins after its fsync.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
+/// What the database is created with.
+pub(super) const PAGE_SIZE: usize = 4_096;
+
+/// The committed part of a log.
+#[derive(Debug)]
+pub(super) struct Log {
+    file: Option<File>,
+    pub(super) page_size: usize,
+    /// In the order in which they were written.
+    pub(super) frames: Vec<Frame>,
+    /// How many of them, from the first on, had been copied into the database.
+    pub(super) copied: usize,
+    /// Committed frames that are cut off.
+    pub(super) missing: usize,
+    /// Whether SQLite would stop before the end, at a frame that is what was written.
+    misled: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame {
+    pub(super) page: u32,
+    /// Whether it is what was written.
+    pub(super) good: bool,
+    /// Whether a transaction ends with it.
+    commit: bool,
+}
+
+type Sum = (u32, u32);
+
+impl Log {
+    /// Judges the log of the database `file`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn read(file: &Path) -> io::Result<Self> {
+        let shared = Shared::read(&beside(file, "-shm"));
+        let none = Self {
+            file: None,
+            page_size: PAGE_SIZE,
+            frames: Vec::new(),
+            copied: 0,
+            missing: shared.as_ref().map_or(0, Shared::uncopied),
+            misled: false,
+        };
+        let log = match File::open(beside(file, "-wal")) {
+            Ok(log) => log,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(none),
+            Err(error) => return Err(error),
+        };
+        let length = usize::try_from(log.metadata()?.len()).unwrap_or(usize::MAX);
+        if length < HEADER {
+            return Ok(none);
+        }
+        let mut header = [0; HEADER];
+        log.read_exact_at(&mut header, 0)?;
+        Self::judge(log, length, &header, shared.as_ref())
+    }
+
+    fn judge(file: File, length: usize, header: &[u8], shared: Option<&Shared>) -> io::Result<Self> {
+        let magic = number(&header[0..4]);
+        let big_endian = if magic & !1 == 0x377f_0682 { magic & 1 == 1 } else { cfg!(target_endian = "big") };
+        let page_size = match number(&header[8..12]) as usize {
+            size @ 512..=65_536 if size.is_power_of_two() => size,
+            _ => PAGE_SIZE,
+        };
+        let mut computed = checksum(big_endian, (0, 0), &header[..24]);
+        let mut stored = (number(&header[24..28]), number(&header[28..32]));
+        let header_bad = computed != stored || magic & !1 != 0x377f_0682;
+        let mut salt: Option<[u8; 8]> = if header_bad { None } else { header[16..24].try_into().ok() };
+
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut bytes = vec![0; FRAME_HEADER + page_size];
+        // Whether the frame before is of this generation: behind the end lie those of an older one.
+        let mut follows = true;
+        let mut misled_at = header_bad.then_some(0);
+        for index in 0..(length - HEADER) / bytes.len() {
+            file.read_exact_at(&mut bytes, (HEADER + index * (FRAME_HEADER + page_size)) as u64)?;
+            let sum =
+                |seed| checksum(big_endian, checksum(big_endian, seed, &bytes[..8]), &bytes[FRAME_HEADER..]);
+            let claimed = (number(&bytes[16..20]), number(&bytes[20..24]));
+            let by_stored = sum(stored);
+            // Where only the checksum of the frame before is damaged, what was computed of it is right.
+            let by_computed = computed != stored && by_stored != claimed && sum(computed) == claimed;
+            let verified = by_stored == claimed || by_computed;
+            let of_this = salt.is_some_and(|salt| bytes[8..16] == salt);
+            let good = verified && (of_this || follows || salt.is_none());
+            if good && salt.is_none() {
+                salt = bytes[8..16].try_into().ok();
+            }
+            if good && (by_computed || salt.is_some_and(|salt| bytes[8..16] != salt)) {
+                misled_at = misled_at.or(Some(index));
+            }
+            if good
+                && by_computed
+                && let Some(before) = frames.last_mut()
+            {
+                before.good = true;
+            }
+            frames.push(Frame { page: number(&bytes[..4]), good, commit: number(&bytes[4..8]) != 0 });
+            follows = good;
+            (stored, computed) = (claimed, if verified { claimed } else { by_stored });
+        }
+
+        // Of one that is cut off, the first half may still tell something.
+        let whole = HEADER + frames.len() * bytes.len();
+        if length >= whole + FRAME_HEADER {
+            file.read_exact_at(&mut bytes[..FRAME_HEADER], whole as u64)?;
+            frames.push(Frame { page: number(&bytes[..4]), good: false, commit: false });
+        }
+
+        let shared = shared.filter(|shared| salt.is_none_or(|salt| salt == shared.salt));
+        let promised = shared.map_or(0, |shared| shared.frames);
+        let end = committed(&frames, promised, header_bad);
+        frames.truncate(end);
+        let copied = shared.map_or(0, |shared| shared.copied).min(end);
+        let missing = promised.saturating_sub(end);
+        let misled = misled_at.is_some_and(|at| at < end);
+        Ok(Self { file: Some(file), page_size, frames, copied, missing, misled })
+    }
+
+    /// What is wrong with it, when what was committed is not all there.
+    pub(super) fn damage(&self) -> Option<String> {
+        let bad = self.frames.iter().filter(|frame| !frame.good).count();
+        (bad > 0 || self.missing > 0 || self.misled).then(|| {
+            format!(
+                "of the log's {} committed frames {bad} are damaged and {} cut off",
+                self.frames.len() + self.missing,
+                self.missing
+            )
+        })
+    }
+
+    /// The page that a frame holds; zeros where it is cut off.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn page(&self, frame: usize) -> io::Result<Vec<u8>> {
+        let at = HEADER + frame * (FRAME_HEADER + self.page_size) + FRAME_HEADER;
+        match &self.file {
+            Some(file) => read_padded(file, at as u64, self.page_size),
+            None => Ok(vec![0; self.page_size]),
+        }
+    }
+}
+
+/// How many frames are committed: all that the other processes were promised, and all up to the last commit. A last
+/// transaction with holes was promised to nobody: it is what a power cut leaves of one that was not fsynced.
+fn committed(frames: &[Frame], promised: usize, header_bad: bool) -> usize {
+    let commit =
+        |frames: &[Frame]| frames.iter().rposition(|frame| frame.good && frame.commit).map(|at| at + 1);
+    let Some(end) = commit(frames) else { return promised.min(frames.len()) };
+    let before = commit(&frames[..end - 1]).unwrap_or(0);
+    let torn = frames[before..end].iter().any(|frame| !frame.good) || (before == 0 && header_bad);
+    let end = if torn && promised < end { before } else { end };
+    end.max(promised.min(frames.len()))
+}
+
+/// What the processes that use a log tell each other about it. It is written after the fsync of what it promises.
+#[derive(Debug)]
+struct Shared {
+    frames: usize,
+    copied: usize,
+    salt: [u8; 8],
+}
+
+impl Shared {
+    /// `None` when there is none that can be believed.
+    fn read(file: &Path) -> Option<Self> {
+        let mut bytes = [0; 100];
+        File::open(file).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+        let native = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let sum = checksum(cfg!(target_endian = "big"), (0, 0), &bytes[..40]);
+        let sound = bytes[..48] == bytes[48..96] && bytes[12] == 1 && sum == (native(40), native(44));
+        let mut salt = [0; 8];
+        salt.copy_from_slice(&bytes[32..40]);
+        sound.then(|| Self { frames: native(16) as usize, copied: native(96) as usize, salt })
+    }
+
+    fn uncopied(&self) -> usize {
+        self.frames.saturating_sub(self.copied)
+    }
+}
+
+/// So many bytes from `at` on; zeros where the file has ended.
+pub(super) fn read_padded(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], at + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(bytes)
+}
+
+/// The name that SQLite gives to what belongs to a database.
+pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+fn checksum(big_endian: bool, (mut first, mut second): Sum, bytes: &[u8]) -> Sum {
+    let word = |bytes: &[u8]| {
+        let word = [bytes[0], bytes[1], bytes[2], bytes[3]];
+        if big_endian { u32::from_be_bytes(word) } else { u32::from_le_bytes(word) }
+    };
+    for pair in bytes.chunks_exact(8) {
+        first = first.wrapping_add(word(&pair[..4])).wrapping_add(second);
+        second = second.wrapping_add(word(&pair[4..])).wrapping_add(first);
+    }
+    (first, second)
+}

@@ -1,0 +1,295 @@
+//! Makes one consistent store of the rows that were found: several versions of one, rows whose index entry is all that
+//! is left, forwards without their delivery. The tables in which they are compared live in the new database, so that
+//! memory is not a limit.
+
+use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use sha2::{Digest, Sha256};
+
+use super::page::{NEWEST, Value};
+use super::{Finding, Salvaged};
+use crate::dedup;
+use crate::id::Id;
+use crate::store::sqlite::row;
+
+const FORWARDS: &str = include_str!("forwards.sql");
+/// A claim that is made anew holds for as long as by default.
+const CLAIMS: &str = include_str!("claims.sql");
+
+pub(super) struct Staging<'c> {
+    connection: &'c Connection,
+}
+
+impl<'c> Staging<'c> {
+    pub(super) fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
+        connection.execute_batch(
+            "CREATE TABLE found_forward (delivery, destination, state, due_at, attempts, pending_since, replay,
+                 settled_at, last_outcome, rank);
+             CREATE TABLE found_entry (delivery, destination, state, due_at, pending_since, settled_at, rank);
+             CREATE TABLE found_claim (key, delivery, body_digest, expires_at, rank);
+             CREATE TABLE due_claim (key, delivery, body_digest, received_at);
+             CREATE TABLE known (id PRIMARY KEY, certain, name) WITHOUT ROWID;
+             CREATE TABLE wanted (id PRIMARY KEY) WITHOUT ROWID;
+             CREATE TABLE finding (delivery, what, lost)",
+        )?;
+        Ok(Self { connection })
+    }
+
+    /// Takes a row for what its shape says it is.
+    pub(super) fn take(&self, row: &[Value], rank: i64) -> rusqlite::Result<()> {
+        use Value::{Blob, Integer, Null, Text};
+        match row {
+            [Blob(id), Text(_), _, _, _, _, _, _, _, _, _, _, _, _, _, _] if id.len() == 16 => {
+                self.take_delivery(row, rank)
+            }
+            [
+                Blob(id),
+                Text(destination),
+                Text(state),
+                Integer(due_at),
+                Integer(attempts),
+                Integer(since),
+                Integer(replay),
+                settled_at @ (Integer(_) | Null),
+                last_outcome @ (Text(_) | Null),
+            ] if id.len() == 16 => {
+                let pending = matches!(state.as_str(), "waiting" | "in_flight");
+                let ended = matches!(state.as_str(), "delivered" | "dead" | "cancelled");
+                self.know(id, rank)?;
+                if (pending && *settled_at == Null || ended && *settled_at != Null)
+                    && (0..=i64::from(u32::MAX)).contains(attempts)
+                    && (0..=1).contains(replay)
+                {
+                    self.insert(
+                        "INSERT INTO found_forward VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                        params![
+                            id,
+                            destination,
+                            state,
+                            due_at,
+                            attempts,
+                            since,
+                            replay,
+                            settled_at,
+                            last_outcome,
+                            rank
+                        ],
+                    )?;
+                }
+                Ok(())
+            }
+            [Text(destination), Text(state), Integer(due_at), Blob(id), Integer(since), Null]
+                if id.len() == 16 && matches!(state.as_str(), "waiting" | "in_flight") =>
+            {
+                self.know(id, rank)?;
+                self.insert(
+                    "INSERT INTO found_entry VALUES (?1, ?2, ?3, ?4, ?5, NULL, ?6)",
+                    params![id, destination, state, due_at, since, rank],
+                )
+            }
+            [Text(destination), Blob(id)] if id.len() == 16 => {
+                self.know(id, rank)?;
+                let since = received_at(id);
+                self.insert(
+                    "INSERT INTO found_entry VALUES (?1, ?2, 'dead', ?3, ?3, ?3, ?4)",
+                    params![id, destination, since, rank],
+                )
+            }
+            [Integer(settled_at), Blob(id), Text(destination)] if id.len() == 16 => {
+                self.know(id, rank)?;
+                self.insert(
+                    "INSERT INTO found_entry VALUES (?1, ?2, 'delivered', ?3, ?3, ?3, ?4)",
+                    params![id, destination, settled_at, rank],
+                )
+            }
+            [Blob(key), Blob(id), Blob(digest), Integer(expires_at)]
+                if key.len() == 32 && id.len() == 16 && digest.len() == 32 =>
+            {
+                self.insert(
+                    "INSERT INTO found_claim VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![key, id, digest, expires_at, rank],
+                )
+            }
+            [
+                Blob(id),
+                Text(destination),
+                Integer(attempt),
+                Integer(started_at),
+                Integer(duration),
+                Text(outcome),
+                status @ (Integer(_) | Null),
+                Text(detail),
+            ] if id.len() == 16 && rank == NEWEST => {
+                self.know(id, rank)?;
+                self.insert(
+                    "INSERT INTO attempt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    params![id, destination, attempt, started_at, duration, outcome, status, detail],
+                )
+            }
+            // An entry of an index that leads to a delivery or to its attempts.
+            [Blob(id), Integer(_)] if id.len() == 16 => self.know(id, rank),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a delivery that may have been removed, if it is wanted.
+    pub(super) fn take_wanted(&self, row: &[Value]) -> rusqlite::Result<()> {
+        let Some(Value::Blob(id)) = row.first() else { return Ok(()) };
+        let mut wanted =
+            self.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM wanted WHERE id = ?1)")?;
+        if wanted.query_row([id], |row| row.get(0))? { self.take_delivery(row, NEWEST) } else { Ok(()) }
+    }
+
+    /// Whether there are deliveries that must be somewhere and have not been found.
+    pub(super) fn wants(&self) -> rusqlite::Result<bool> {
+        self.connection.execute_batch(
+            "INSERT OR IGNORE INTO wanted SELECT id FROM known WHERE certain;
+             INSERT OR IGNORE INTO wanted SELECT delivery FROM found_forward WHERE settled_at IS NULL;
+             INSERT OR IGNORE INTO wanted SELECT delivery FROM found_entry WHERE settled_at IS NULL;
+             DELETE FROM wanted WHERE id IN (SELECT id FROM delivery)",
+        )?;
+        self.connection.query_row("SELECT EXISTS (SELECT 1 FROM wanted)", [], |row| row.get(0))
+    }
+
+    /// Stores a delivery, and removes it again when it does not match its checksum.
+    fn take_delivery(&self, row: &[Value], rank: i64) -> rusqlite::Result<()> {
+        let mut insert = self.connection.prepare_cached(
+            "INSERT OR IGNORE INTO delivery
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?;
+        let Value::Blob(id) = &row[0] else { return Ok(()) };
+        self.know(id, rank)?;
+        let loaded = match insert.execute(rusqlite::params_from_iter(row)) {
+            Ok(0) => return Ok(()),
+            Ok(_) => <[u8; 16]>::try_from(id.as_slice())
+                .ok()
+                .and_then(|id| row::load(self.connection, Id::from_bytes(id)).ok().flatten()),
+            // Of another type than was written.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => None,
+            Err(error) => return Err(error),
+        };
+        let Some(delivery) = loaded else {
+            self.insert("DELETE FROM delivery WHERE id = ?1", params![id])?;
+            // As the provider knows it, as far as it can be read.
+            let (Value::Text(source), Value::Text(name)) = (&row[1], &row[2]) else { return Ok(()) };
+            return self
+                .insert("UPDATE known SET name = ?2 || ' ' || ?3 WHERE id = ?1", params![id, source, name]);
+        };
+        if let Some(key) = dedup::id_key(&delivery) {
+            let digest: [u8; 32] = Sha256::digest(&delivery.body).into();
+            let received_at = delivery.received_at.as_millisecond();
+            self.insert(
+                "INSERT INTO due_claim VALUES (?1, ?2, ?3, ?4)",
+                params![key.as_bytes(), id, digest, received_at],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Remembers that a delivery is or was there.
+    fn know(&self, id: &[u8], rank: i64) -> rusqlite::Result<()> {
+        self.insert("INSERT OR IGNORE INTO known VALUES (?1, ?2, NULL)", params![id, rank == NEWEST])
+    }
+
+    fn insert(&self, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute(values)?;
+        Ok(())
+    }
+
+    /// Settles what contradicts itself, and tells what was found.
+    pub(super) fn merge(&self) -> rusqlite::Result<Salvaged> {
+        self.connection.execute_batch(
+            "CREATE INDEX found_forward_key ON found_forward (delivery, destination);
+             CREATE INDEX found_entry_key ON found_entry (delivery, destination)",
+        )?;
+        self.connection.execute_batch(FORWARDS)?;
+        self.complete_forwards()?;
+        self.connection.execute_batch(CLAIMS)?;
+        let salvaged = self.report()?;
+        self.connection.execute_batch(
+            "DROP TABLE found_forward; DROP TABLE found_entry; DROP TABLE found_claim; DROP TABLE due_claim;
+             DROP TABLE known; DROP TABLE wanted; DROP TABLE finding",
+        )?;
+        Ok(salvaged)
+    }
+
+    /// Deliveries that had more forwards than are found get those of the latest one like it; where there is none like
+    /// it, operators have to be told.
+    fn complete_forwards(&self) -> rusqlite::Result<()> {
+        let mut short = self.connection.prepare(
+            "SELECT id, source, event, received_at FROM delivery
+             WHERE forwards > (SELECT count(*) FROM forward WHERE delivery = id)",
+        )?;
+        let mut like = self.connection.prepare(
+            "SELECT id FROM delivery AS other
+             WHERE source = ?1 AND event IS ?2 AND id <> ?3
+                 AND forwards = (SELECT forwards FROM delivery WHERE id = ?3)
+                 AND forwards = (SELECT count(*) FROM forward WHERE delivery = other.id)
+             ORDER BY abs(received_at - ?4) LIMIT 1",
+        )?;
+        let short = short.query_map([], |row| {
+            Ok((
+                row.get::<_, Vec<u8>>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, Option<String>>(2)?,
+                row.get::<_, i64>(3)?,
+            ))
+        })?;
+        for (id, source, event, received_at) in short.collect::<rusqlite::Result<Vec<_>>>()? {
+            let other: Option<Vec<u8>> =
+                like.query_row(params![source, event, id, received_at], |row| row.get(0)).optional()?;
+            let mut made = 0;
+            if let Some(other) = other {
+                made = self.connection.execute(
+                    "INSERT OR IGNORE INTO forward
+                     SELECT ?1, destination, 'waiting', ?3, 0, ?3, 1, NULL, NULL FROM forward WHERE delivery = ?2",
+                    params![id, other, received_at],
+                )?;
+            }
+            let (what, lost) = if made > 0 {
+                ("its forward was lost, and is made anew as those of the latest delivery like it", false)
+            } else {
+                ("its forward is lost, and where it was to go is not known", true)
+            };
+            self.insert("INSERT INTO finding VALUES (?1, ?2, ?3)", params![id, what, lost])?;
+        }
+        self.connection.execute_batch(
+            "UPDATE delivery SET forwards = (SELECT count(*) FROM forward WHERE delivery = id)
+             WHERE forwards <> (SELECT count(*) FROM forward WHERE delivery = id)",
+        )
+    }
+
+    fn report(&self) -> rusqlite::Result<Salvaged> {
+        let count =
+            |sql: &str| self.connection.query_row(sql, [], |row| row.get::<_, i64>(0).map(i64::unsigned_abs));
+        let mut findings =
+            self.connection.prepare("SELECT delivery, what, lost FROM finding ORDER BY rowid")?;
+        let findings = findings.query_map([], |row| {
+            let id: Option<[u8; 16]> = row.get(0)?;
+            Ok(Finding { delivery: id.map(Id::from_bytes), what: row.get(1)?, lost: row.get(2)? })
+        })?;
+        Ok(Salvaged {
+            deliveries: count("SELECT count(*) FROM delivery")?,
+            pending: count("SELECT count(*) FROM forward WHERE settled_at IS NULL")?,
+            claims: count("SELECT count(*) FROM claim")?,
+            findings: findings.collect::<rusqlite::Result<_>>()?,
+            ..Salvaged::default()
+        })
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Integer(number) => ValueRef::Integer(*number),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+            Self::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+/// Milliseconds since the epoch, which a UUIDv7 begins with.
+fn received_at(id: &[u8]) -> i64 {
+    id.iter().take(6).fold(0, |time, byte| time << 8 | i64::from(*byte))
+}

@@ -1,0 +1,359 @@
+//! Reads a database without SQLite, which gives up at the first thing that is not as it should be: its pages with
+//! those of the log over them, the rows on a page, and where a row goes on elsewhere. Knows nothing of what rows mean.
+//! The format is described at <https://www.sqlite.org/fileformat2.html>.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::log::{Log, read_padded};
+
+/// A database file with its log.
+pub(super) struct Pages {
+    file: File,
+    pub(super) size: usize,
+    /// In the file and the log together.
+    pub(super) count: u32,
+    in_file: u32,
+    pub(super) log: Log,
+    /// Where to find pages that are in the log.
+    latest: HashMap<u32, Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    /// `None` in the database.
+    frame: Option<usize>,
+    rank: i64,
+}
+
+/// How new a page is: what stands on a newer one has happened later.
+pub(super) const NEWEST: i64 = i64::MAX;
+
+/// A value of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Null,
+    Integer(i64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+impl Pages {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let log = Log::read(path)?;
+        let file = File::open(path)?;
+        let mut header = [0; 100];
+        let in_database = match file.read_exact_at(&mut header, 0) {
+            Ok(()) => usize::from(header[16]) << 8 | usize::from(header[17]),
+            Err(_) => 0,
+        };
+        let size = match in_database {
+            1 => 65_536,
+            size @ 512..=32_768 if size.is_power_of_two() => size,
+            _ => log.page_size,
+        };
+        let in_file = u32::try_from(file.metadata()?.len().div_ceil(size as u64)).unwrap_or(u32::MAX);
+        let mut latest = HashMap::new();
+        // Another page size in the log than in the database is the header's damage, and nothing could be read.
+        let frames = if size == log.page_size { log.frames.as_slice() } else { &[] };
+        for (index, frame) in frames.iter().enumerate() {
+            let copied = index < log.copied;
+            let place = if frame.good {
+                Place { frame: Some(index), rank: NEWEST }
+            } else {
+                let older = latest.get(&frame.page).copied();
+                let in_database = Place { frame: None, rank: i64::try_from(log.copied).unwrap_or(0) };
+                match older {
+                    _ if copied => Place { frame: None, rank: NEWEST },
+                    Some(Place { frame: Some(older), .. }) if older >= log.copied => {
+                        Place { frame: Some(older), rank: i64::try_from(older).unwrap_or(0) }
+                    }
+                    _ => in_database,
+                }
+            };
+            latest.insert(frame.page, place);
+        }
+        // A damaged page number must not make the database look endless.
+        let bound =
+            in_file.saturating_add(u32::try_from(frames.len()).unwrap_or(u32::MAX)).saturating_add(1_000);
+        let in_log = latest.keys().copied().filter(|page| *page <= bound).max().unwrap_or(0);
+        Ok(Self { file, size, count: in_file.max(in_log), in_file, log, latest })
+    }
+
+    /// The newest there is of a page, and how new it is. What is cut off is zero.
+    pub(super) fn read(&self, page: u32) -> io::Result<(Vec<u8>, i64)> {
+        let place = self.latest.get(&page).copied().unwrap_or(Place { frame: None, rank: NEWEST });
+        if let Some(frame) = place.frame {
+            return Ok((self.log.page(frame)?, place.rank));
+        }
+        let in_file = page >= 1 && page <= self.in_file;
+        let bytes = if in_file {
+            read_padded(&self.file, u64::from(page - 1) * self.size as u64, self.size)?
+        } else {
+            vec![0; self.size]
+        };
+        Ok((bytes, place.rank))
+    }
+
+    /// Pages that hold nothing any more. What the list says is not believed beyond that it is a list.
+    pub(super) fn free(&self) -> io::Result<HashSet<u32>> {
+        let mut free = HashSet::new();
+        let (first, _) = self.read(1)?;
+        let mut trunk = word(&first, 32);
+        while trunk > 1 && trunk <= self.count && free.insert(trunk) {
+            let (bytes, _) = self.read(trunk)?;
+            let leaves = (word(&bytes, 4) as usize).min(self.size / 4 - 2);
+            let leaves = (0..leaves).map(|leaf| word(&bytes, 8 + 4 * leaf));
+            free.extend(leaves.filter(|page| *page > 1 && *page <= self.count));
+            trunk = word(&bytes, 0);
+        }
+        Ok(free)
+    }
+
+    /// The rows on a page, or on what is left of one.
+    pub(super) fn rows(&self, number: u32, page: &[u8]) -> Vec<Vec<Value>> {
+        let start = if number == 1 { 100 } else { 0 };
+        let (Some(kind), cells) = (Kind::of(page[start]), usize::from(half(page, start + 3))) else {
+            return Vec::new();
+        };
+        let head = start + if kind.interior() { 12 } else { 8 };
+        if kind == Kind::TableInterior || head + 2 * cells > page.len() {
+            return Vec::new();
+        }
+        (0..cells).filter_map(|cell| self.row(page, usize::from(half(page, head + 2 * cell)), kind)).collect()
+    }
+
+    /// Every row of a table that stands anywhere on the page, whether or not the page still knows of it, and whose
+    /// columns are as many as these types, of which the first is `first`.
+    pub(super) fn search(&self, page: &[u8], columns: usize, first: u8) -> Vec<Vec<Value>> {
+        let mut rows = Vec::new();
+        for (head, pair) in page.windows(2).enumerate() {
+            // A head says its own length, and then the type of each column.
+            if pair[1] != first || usize::from(pair[0]) <= columns || pair[0] >= 0x80 {
+                continue;
+            }
+            // In front of it stand the row's length and its number.
+            let starts = (2..=18.min(head)).map(|back| head - back).filter(|start| {
+                let length = varint(page, *start).map_or(0, |(_, size)| size);
+                length > 0
+                    && varint(page, start + length).is_some_and(|(_, size)| start + length + size == head)
+            });
+            let found = starts.filter_map(|start| self.row(page, start, Kind::TableLeaf));
+            rows.extend(found.filter(|row| row.len() == columns));
+        }
+        rows
+    }
+
+    /// The row whose cell begins at `at`.
+    fn row(&self, page: &[u8], at: usize, kind: Kind) -> Option<Vec<Value>> {
+        let mut at = if kind == Kind::IndexInterior { at + 4 } else { at };
+        let (length, size) = varint(page, at)?;
+        at += size;
+        if kind == Kind::TableLeaf {
+            at += varint(page, at)?.1;
+        }
+        let length = usize::try_from(length).ok()?;
+        let local = self.local(length, kind);
+        let mut payload = page.get(at..at + local)?.to_vec();
+        // Before what may be long is followed in vain.
+        types(&payload)?;
+        if local < length {
+            let mut next = word(page.get(at + local..at + local + 4)?, 0);
+            if length > self.count as usize * self.size {
+                return None;
+            }
+            while payload.len() < length {
+                if next < 2 || next > self.count {
+                    return None;
+                }
+                let (bytes, _) = self.read(next).ok()?;
+                let take = (length - payload.len()).min(self.size - 4);
+                payload.extend_from_slice(&bytes[4..4 + take]);
+                next = word(&bytes, 0);
+            }
+        }
+        record(&payload)
+    }
+
+    /// How much of a row stands on its page.
+    fn local(&self, length: usize, kind: Kind) -> usize {
+        let usable = self.size;
+        let most = if kind == Kind::TableLeaf { usable - 35 } else { (usable - 12) * 64 / 255 - 23 };
+        if length <= most {
+            return length;
+        }
+        let least = (usable - 12) * 32 / 255 - 23;
+        let rest = least + (length - least) % (usable - 4);
+        if rest <= most { rest } else { least }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    TableLeaf,
+    TableInterior,
+    IndexLeaf,
+    IndexInterior,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Self> {
+        match byte {
+            13 => Some(Self::TableLeaf),
+            5 => Some(Self::TableInterior),
+            10 => Some(Self::IndexLeaf),
+            2 => Some(Self::IndexInterior),
+            _ => None,
+        }
+    }
+
+    fn interior(self) -> bool {
+        matches!(self, Self::TableInterior | Self::IndexInterior)
+    }
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    u16::from(bytes[at]) << 8 | u16::from(bytes[at + 1])
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from(half(bytes, at)) << 16 | u32::from(half(bytes, at + 2))
+}
+
+/// A number, and how many bytes it takes.
+fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
+    let mut number = 0_u64;
+    for index in 0..9 {
+        let byte = *bytes.get(at + index)?;
+        if index == 8 {
+            return Some((number << 8 | u64::from(byte), 9));
+        }
+        number = number << 7 | u64::from(byte & 0x7f);
+        if byte < 0x80 {
+            return Some((number, index + 1));
+        }
+    }
+    None
+}
+
+/// The types of a record's columns, and where the first begins.
+fn types(payload: &[u8]) -> Option<(Vec<u64>, usize)> {
+    let (end, mut at) = varint(payload, 0)?;
+    let end = usize::try_from(end).ok().filter(|end| *end >= at && *end <= payload.len() && *end < 100)?;
+    let mut types = Vec::new();
+    while at < end {
+        let (kind, size) = varint(payload, at)?;
+        types.push(kind);
+        at += size;
+    }
+    (at == end).then_some((types, end))
+}
+
+fn record(payload: &[u8]) -> Option<Vec<Value>> {
+    let (types, mut at) = types(payload)?;
+    let mut values = Vec::with_capacity(types.len());
+    for kind in types {
+        let length = match kind {
+            0 | 8 | 9 => 0,
+            1..=4 => usize::try_from(kind).ok()?,
+            5 => 6,
+            6 | 7 => 8,
+            10 | 11 => return None,
+            _ => usize::try_from((kind - 12) / 2).ok()?,
+        };
+        let bytes = payload.get(at..at.checked_add(length)?)?;
+        at += length;
+        values.push(match kind {
+            0 => Value::Null,
+            1..=6 => Value::Integer(signed(bytes)),
+            8 => Value::Integer(0),
+            9 => Value::Integer(1),
+            // No column of ours holds a fraction.
+            7 => return None,
+            _ if kind % 2 == 0 => Value::Blob(bytes.to_vec()),
+            _ => Value::Text(String::from_utf8(bytes.to_vec()).ok()?),
+        });
+    }
+    (at == payload.len()).then_some(values)
+}
+
+fn signed(bytes: &[u8]) -> i64 {
+    let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
+    bytes.iter().fold(if negative { -1 } else { 0 }, |number, byte| number << 8 | i64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::super::log::PAGE_SIZE;
+    use super::*;
+
+    /// What SQLite writes, with every width of number, long and short texts, and rows that go on over many pages.
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE wide (n INTEGER, t TEXT, b BLOB, z);
+                 CREATE TABLE keyed (k TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
+                 WITH RECURSIVE i(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM i WHERE i < 299)
+                 INSERT INTO wide SELECT (1 << (i % 63)) * iif(i % 2, -1, 1), printf('%.*c', i * 37 % 5000, 'x'),
+                     zeroblob(i * i * i % 20000), NULL FROM i;
+                 INSERT INTO keyed SELECT printf('%05d-%.*c', rowid, rowid * 31 % 3000, 'k'), n FROM wide",
+            )
+            .unwrap();
+        let expected = |sql: &str| {
+            let mut select = connection.prepare(sql).unwrap();
+            let columns = select.column_count();
+            let row = |row: &rusqlite::Row<'_>| {
+                (0..columns).map(|column| Ok(format!("{:?}", row.get_ref(column)?))).collect()
+            };
+            select.query_map([], row).unwrap().collect::<rusqlite::Result<Vec<Vec<String>>>>().unwrap()
+        };
+        let mut expected = [expected("SELECT * FROM wide"), expected("SELECT * FROM keyed")].concat();
+
+        let pages = Pages::open(&path).unwrap();
+        let read = |number| pages.rows(number, &pages.read(number).unwrap().0);
+        // The first page holds the schema.
+        let found = (2..=pages.count).flat_map(read).map(|row| {
+            let value = |value: &Value| {
+                use rusqlite::types::{ToSql as _, ToSqlOutput};
+                let ToSqlOutput::Borrowed(value) = value.to_sql().unwrap() else { panic!("borrowed") };
+                format!("{value:?}")
+            };
+            row.iter().map(value).collect::<Vec<_>>()
+        });
+        let mut found: Vec<_> = found.collect();
+        assert_eq!(found.len(), 600);
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn nonsense_is_no_row() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db");
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..200 {
+            let mut bytes = vec![0; 3 * PAGE_SIZE];
+            random.fill(&mut bytes);
+            for page in bytes.chunks_mut(PAGE_SIZE) {
+                page[0] = [2, 5, 10, 13][random.usize(..4)];
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let pages = Pages::open(&path).unwrap();
+            for number in 1..=pages.count {
+                let (page, _) = pages.read(number).unwrap();
+                pages.rows(number, &page);
+                pages.search(&page, 16, 44);
+            }
+        }
+    }
+}

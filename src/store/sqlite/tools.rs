@@ -1,0 +1,144 @@
+//! What operators do with a store beside the gateway: check it, copy it, salvage it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::config::DbConfig;
+
+use super::check::{self, Checked};
+use super::salvage::{self, SalvageError, Salvaged};
+use super::{OpenError, directory, hold, schema};
+
+/// Reads the whole store in `directory` and says what is not as it was written. A gateway may be using it: its log
+/// grows meanwhile. Changes nothing.
+///
+/// # Errors
+/// When there is no store, or it is not to be read for another reason than damage.
+pub fn check(directory: &Path) -> Result<Checked, OpenError> {
+    let file = existing(directory)?;
+    match hold(directory) {
+        Ok(_held) => {
+            let needed = salvage::needed(directory).map_err(|source| unusable(directory, source))?;
+            match needed {
+                // SQLite would forget a part of a damaged log only by looking at it.
+                Some(damage) => Ok(Checked { problems: vec![damage], ..Checked::default() }),
+                None => read(&file),
+            }
+        }
+        Err(OpenError::InUse { .. }) => read(&file),
+        Err(other) => Err(other),
+    }
+}
+
+fn read(file: &Path) -> Result<Checked, OpenError> {
+    let failed = |error| schema::failure(file, error);
+    let connection = schema::open_reader(file)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    match schema::identify(&connection, file) {
+        Err(OpenError::Damaged { source, .. }) => {
+            return Ok(Checked { problems: vec![source.to_string()], ..Checked::default() });
+        }
+        identified => identified?,
+    };
+    // One state of the store from the first row to the last.
+    let transaction = connection.unchecked_transaction().map_err(failed)?;
+    check::all(&transaction).map_err(failed)
+}
+
+/// Salvages what the store in `directory` holds, which no gateway may be using. `None` when nothing is damaged.
+///
+/// # Errors
+/// When there is no store, it is in use or another program's, or there is no room for the copy.
+pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
+    let refused = |source| OpenError::Directory { directory: directory.to_owned(), source };
+    if !directory.join(salvage::DATABASE).exists() {
+        salvage::settle(directory).map_err(refused)?;
+    }
+    let file = existing(directory)?;
+    let held = hold(directory)?;
+    salvage::settle(directory).map_err(refused)?;
+    let damage = match salvage::needed(directory).map_err(refused)? {
+        Some(damage) => damage,
+        None => match read(&file) {
+            Ok(checked) if checked.is_sound() => return Ok(None),
+            Ok(checked) => checked.problems.into_iter().next().unwrap_or_default(),
+            Err(foreign @ OpenError::Foreign { .. }) => return Err(foreign),
+            Err(other) => other.to_string(),
+        },
+    };
+    let salvaged = salvage::salvage(directory, true).map_err(|source| match source {
+        SalvageError::Foreign { file } => OpenError::Foreign { file },
+        source => OpenError::Salvage { file, damage, source },
+    });
+    drop(held);
+    salvaged.map(Some)
+}
+
+/// What a backup holds, once it has been read again.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Backup {
+    /// The directory, fit for `store.path`.
+    pub directory: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// What is in it.
+    pub checked: Checked,
+}
+
+/// Copies the store in `directory`, as it is at one moment, into a new directory. A gateway may be using it: its log
+/// grows meanwhile.
+///
+/// # Errors
+/// When there is no store, `to` exists and is not empty, or reading or writing fails; an unfinished copy is removed.
+pub fn backup(directory: &Path, to: &Path) -> Result<Backup, OpenError> {
+    let file = existing(directory)?;
+    if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
+        let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is not empty");
+        return Err(unusable(to, source));
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(|source| unusable(to, source))?;
+    let unfinished = to.join("unfinished");
+    let copied = copy(&file, &unfinished);
+    if copied.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    copied?;
+    let name = to.join(salvage::DATABASE);
+    let finish = || {
+        let copy = File::open(&unfinished)?;
+        copy.sync_all()?;
+        fs::rename(&unfinished, &name)?;
+        directory::sync(to)?;
+        directory::sync(to.canonicalize()?.parent().unwrap_or(Path::new("/")))?;
+        copy.metadata()
+    };
+    let bytes = finish().map_err(|source| unusable(to, source))?.len();
+    Ok(Backup { directory: to.to_owned(), bytes, checked: read(&name)? })
+}
+
+fn copy(file: &Path, to: &Path) -> Result<(), OpenError> {
+    let failed = |error| schema::failure(file, error);
+    let connection = schema::connect(file).map_err(failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    schema::identify(&connection, file)?;
+    let name = to
+        .to_str()
+        .ok_or_else(|| unusable(to, io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8")))?;
+    connection.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
+    let copied = schema::connect(to).map_err(failed)?;
+    schema::seal(&copied).and_then(|()| copied.close().map_err(|(_, error)| error)).map_err(failed)
+}
+
+fn existing(directory: &Path) -> Result<PathBuf, OpenError> {
+    let file = directory.join(salvage::DATABASE);
+    match fs::metadata(&file) {
+        Ok(_) => Ok(file),
+        Err(source) => Err(unusable(directory, source)),
+    }
+}
+
+fn unusable(directory: &Path, source: io::Error) -> OpenError {
+    OpenError::Directory { directory: directory.to_owned(), source }
+}
