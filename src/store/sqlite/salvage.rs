@@ -136,7 +136,9 @@ fn header_damage(file: &Path) -> io::Result<Option<String>> {
     let (first, _) = pages.read(1)?;
     let ours = word(&first, 68) == schema::APPLICATION_ID.cast_unsigned();
     let plain = first[..16] == *b"SQLite format 3\0"
-        && first[18..24] == [2, 2, 0, 64, 32, 32]
+        // With a rollback journal it is what a first start that failed leaves, or a copy of an operator's.
+        && [[2, 2], [1, 1]].iter().any(|mode| first[18..20] == *mode)
+        && first[20..24] == [0, 64, 32, 32]
         && (1..=4).contains(&word(&first, 44))
         && word(&first, 56) == 1
         && [52, 64].iter().all(|at| word(&first, *at) == 0);
