@@ -64,6 +64,18 @@ impl Delivery {
     }
 }
 
+/// Whether these header names (in lower case) are one variable for a backend behind CGI, WSGI or FastCGI, where servers
+/// write every character that is neither a letter nor a digit as `_`: there `webhook_id` passes for `webhook-id`.
+pub fn is_same_to_cgi(a: &str, b: &str) -> bool {
+    let is_other = |byte: u8| !byte.is_ascii_alphanumeric();
+    a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| a == b || (is_other(a) && is_other(b)))
+}
+
+/// The same for names that begin so.
+pub fn begins_to_cgi(name: &str, beginning: &str) -> bool {
+    name.get(..beginning.len()).is_some_and(|start| is_same_to_cgi(start, beginning))
+}
+
 /// How a delivery was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {

@@ -27,12 +27,15 @@ mod activity;
 mod answer;
 mod body;
 mod claims;
+mod framing;
+mod guard;
 mod head;
 mod linger;
 mod listener;
 mod refusals;
 mod routes;
 mod tls;
+mod wire;
 
 pub use listener::{BindError, Certificate, Listener};
 pub use tls::{TlsError, check_certificate};
@@ -65,6 +68,8 @@ pub struct Ingest {
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     address: IpAddr,
+    /// Over TLS.
+    secure: bool,
 }
 
 impl Ingest {
@@ -163,7 +168,7 @@ impl Ingest {
             sender,
             method: head.method,
             target,
-            headers: head::cleaned(head.headers, peer.address, &routes.trusted_proxies),
+            headers: head::cleaned(head.headers, head.uri.authority(), peer, &routes.trusted_proxies),
             body: bytes,
         };
         // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.

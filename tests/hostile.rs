@@ -14,6 +14,14 @@ mod support;
 
 #[path = "hostile/flood.rs"]
 mod flood;
+#[path = "hostile/forged.rs"]
+mod forged;
+#[path = "hostile/heads.rs"]
+mod heads;
+#[path = "hostile/http2.rs"]
+mod http2;
+#[path = "hostile/limits.rs"]
+mod limits;
 #[path = "hostile/logs.rs"]
 mod logs;
 #[path = "hostile/traps.rs"]

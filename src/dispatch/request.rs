@@ -13,7 +13,7 @@ use http_body_util::Full;
 use super::trace;
 use crate::clock::Timestamp;
 use crate::config::Destination;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, begins_to_cgi, is_same_to_cgi};
 use crate::store::Lease;
 use crate::verify::{KeyError, Message};
 
@@ -150,7 +150,6 @@ fn host(url: &Uri) -> String {
 /// Headers that belong to the sender's connection, not to its message, and our own names, which only we may set.
 /// Ingest has removed them; a delivery from an older store or another gateway may still have them.
 fn remove_connection_headers(headers: &mut HeaderMap) {
-    const COUNTERSIGN: &str = "countersign-";
     const CONNECTION: [&str; 9] = [
         "connection",
         "content-length",
@@ -166,9 +165,7 @@ fn remove_connection_headers(headers: &mut HeaderMap) {
         .keys()
         .filter(|name| {
             let name = name.as_str();
-            CONNECTION.contains(&name)
-                || name.starts_with("proxy-")
-                || name.get(..COUNTERSIGN.len()).is_some_and(|start| is_same_to_cgi(start, COUNTERSIGN))
+            CONNECTION.contains(&name) || name.starts_with("proxy-") || begins_to_cgi(name, "countersign-")
         })
         .cloned()
         .collect();
@@ -188,13 +185,6 @@ fn remove_twins(headers: &mut HeaderMap, ours: &[&HeaderName]) {
     }
 }
 
-/// Whether these names (in lower case) are one variable for a backend behind CGI, WSGI or FastCGI, where servers write
-/// every character that is neither a letter nor a digit as `_`: `webhook_id` would pass for our `webhook-id`.
-fn is_same_to_cgi(a: &str, b: &str) -> bool {
-    let is_other = |byte: u8| !byte.is_ascii_alphanumeric();
-    a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| a == b || (is_other(a) && is_other(b)))
-}
-
 /// Replaces in `headers` every header that is in `new`.
 fn replace(headers: &mut HeaderMap, new: HeaderMap) {
     for name in new.keys() {
@@ -210,8 +200,8 @@ fn replace(headers: &mut HeaderMap, new: HeaderMap) {
     }
 }
 
-/// `Forwarded` (RFC 7239): the sender, and the host that it asked for. It replaces what came from outside: ingest has
-/// already judged which proxies to believe.
+/// `Forwarded` (RFC 7239): the sender, the host that it asked for, and the scheme, which is what ingest leaves of the
+/// header that came from outside: it has judged which proxies to believe.
 fn forwarded(delivery: &Delivery) -> HeaderValue {
     let mut text = match delivery.sender {
         IpAddr::V4(address) => format!("for={address}"),
@@ -220,6 +210,11 @@ fn forwarded(delivery: &Delivery) -> HeaderValue {
     if let Some(host) = delivery.headers.get(HOST).and_then(|host| host.to_str().ok()) {
         let host = host.replace('\\', "\\\\").replace('"', "\\\"");
         text.push_str(&format!(";host=\"{host}\""));
+    }
+    for scheme in ["proto=https", "proto=http"] {
+        if delivery.headers.get(FORWARDED).is_some_and(|left| left == scheme) {
+            text.push_str(&format!(";{scheme}"));
+        }
     }
     header_value(&text)
 }
@@ -460,5 +455,6 @@ mod tests {
         let mut six = lease(&[("host", b"a\"b")]);
         Arc::make_mut(&mut six.delivery).sender = "2001:db8::1".parse().unwrap();
         assert_eq!(forwarded(&six.delivery), "for=\"[2001:db8::1]\";host=\"a\\\"b\"");
+        assert_eq!(forwarded(&lease(&[("forwarded", b"proto=https")]).delivery), "for=192.0.2.7;proto=https");
     }
 }

@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Requests on one connection. Then a new one is due, so that load spreads anew over what is behind one address.
+const REQUESTS_MAX: usize = 1_000;
 /// A connection that has answered requests may wait so long for the next.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 
@@ -13,6 +16,10 @@ pub(super) struct Activity {
     opened: Instant,
     /// Requests in progress.
     busy: AtomicUsize,
+    /// Requests so far.
+    requests: AtomicUsize,
+    /// Told at the last request that the connection may carry.
+    pub(super) spent: Notify,
     /// Milliseconds from `opened` until which the connection may be idle.
     idle_until_ms: AtomicU64,
 }
@@ -20,16 +27,31 @@ pub(super) struct Activity {
 impl Activity {
     pub(super) fn new(first_request_within: Duration) -> Self {
         let until = u64::try_from(first_request_within.as_millis()).unwrap_or(u64::MAX);
-        Self { opened: Instant::now(), busy: AtomicUsize::new(0), idle_until_ms: AtomicU64::new(until) }
+        Self {
+            opened: Instant::now(),
+            busy: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            spent: Notify::new(),
+            idle_until_ms: AtomicU64::new(until),
+        }
     }
 
     pub(super) fn begin(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::SeqCst);
+        if self.requests.fetch_add(1, Ordering::SeqCst) + 1 == REQUESTS_MAX {
+            self.spent.notify_one();
+        }
         self.extend();
         Busy(self)
     }
 
-    fn extend(&self) {
+    /// Whether the connection has carried as many requests as it may.
+    pub(super) fn is_spent(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) >= REQUESTS_MAX
+    }
+
+    /// Something has come: from now on it may be idle anew.
+    pub(super) fn extend(&self) {
         let until = self.opened.elapsed() + IDLE;
         self.idle_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }

@@ -18,6 +18,10 @@ pub(super) enum Rejection {
     MalformedHead,
     /// The head is larger, or has more lines, than allowed.
     HeadTooLarge,
+    /// The request line is longer than anybody's path and query.
+    TargetTooLong,
+    /// The head did not come in time.
+    HeadTooSlow,
     /// No source has this path.
     NoRoute,
     /// The source does not take this method; the value is for `Allow`.
@@ -46,8 +50,8 @@ pub(super) enum Rejection {
 
 impl Rejection {
     /// Labels that can occur before a source is known.
-    pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 4] =
-        ["malformed_head", "head_too_large", "no_route", "internal"];
+    pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 6] =
+        ["malformed_head", "head_too_large", "target_too_long", "head_too_slow", "no_route", "internal"];
 
     const LABELS_WITH_SOURCE: [&'static str; 12] = [
         "method_not_allowed",
@@ -73,6 +77,8 @@ impl Rejection {
         match self {
             Self::MalformedHead => "malformed_head",
             Self::HeadTooLarge => "head_too_large",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTooSlow => "head_too_slow",
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::AddressNotAllowed => "address_not_allowed",
@@ -94,12 +100,13 @@ impl Rejection {
         match self {
             Self::MalformedHead | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::AddressNotAllowed => StatusCode::FORBIDDEN,
             Self::Unverified(_) => StatusCode::UNAUTHORIZED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded | Self::Stopping | Self::Store(_) | Self::Internal => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -196,6 +203,8 @@ mod tests {
         for rejection in [
             Rejection::MalformedHead,
             Rejection::HeadTooLarge,
+            Rejection::TargetTooLong,
+            Rejection::HeadTooSlow,
             Rejection::NoRoute,
             Rejection::MethodNotAllowed(HeaderValue::from_static("POST")),
             Rejection::AddressNotAllowed,

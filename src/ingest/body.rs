@@ -94,9 +94,8 @@ where
     let mut whole = BytesMut::new();
     loop {
         let slowest = RATE_GRACE + Duration::from_secs_f64(whole.len() as f64 / RATE_MIN);
-        let frame = tokio::time::timeout_at(began + slowest.min(body_read), body.frame())
-            .await
-            .map_err(|_| Rejection::BodyTooSlow)?;
+        let until = began + slowest.min(body_read);
+        let frame = tokio::time::timeout_at(until, body.frame()).await.map_err(|_| Rejection::BodyTooSlow)?;
         let Some(frame) = frame else { break };
         // Trailers are dropped: they never become headers.
         let Ok(data) = frame.map_err(|_| Rejection::BodyBroken)?.into_data() else { continue };

@@ -9,12 +9,16 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use ipnet::IpNet;
 
 use super::answer::Rejection;
+use super::{Peer, wire};
 use crate::config::Source;
+use crate::delivery::{begins_to_cgi, is_same_to_cgi};
 
 /// RFC 9110 §7.6.1 and what browsers and proxies add to it. Only this fixed list: a sender that nominates
 /// `webhook-signature` in `Connection` changes nothing. The length is the transport's, set anew for the backend.
-const HOP_BY_HOP: [HeaderName; 10] = [
+const HOP_BY_HOP: [HeaderName; 12] = [
     header::CONNECTION,
+    CONTENT_LENGTH,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
@@ -26,70 +30,35 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     header::EXPECT,
 ];
 
-/// What only a trusted proxy may say about the sender.
-const FORWARDING: [HeaderName; 5] = [
-    header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-real-ip"),
-];
+/// What only a trusted proxy may say about the sender; and anything that begins with `x-forwarded-`.
+const X_FORWARDED: &str = "x-forwarded-";
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: &str = "x-real-ip";
 
-/// The most header lines; with more, hyper answers 431 itself on HTTP/1.
-pub(super) const LINES_MAX: usize = 100;
-
-/// The rules of HTTP that hyper leaves to the service: one authority, an origin-form target, unambiguous framing.
+/// What neither [`wire`] (over HTTP/1) nor hyper (over HTTP/2) has judged.
 pub(super) fn check(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
-    // As on the wire: a colon, a space and a line's end. hyper only bounds its buffer, which is larger.
+    if head.version == Version::HTTP_2 { check_http2(head, header_bytes_max) } else { Ok(()) }
+}
+
+/// One authority, an origin-form target, one length at most. That names and values are well-formed, and nothing of
+/// HTTP/1's framing is there, is hyper's to judge.
+fn check_http2(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
+    // As HTTP/1 would have it: a colon, a space and a line's end.
     let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if head.headers.len() > LINES_MAX || bytes > header_bytes_max {
+    if head.headers.len() > wire::LINES_MAX || bytes > header_bytes_max {
         return Err(Rejection::HeadTooLarge);
     }
     let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     let well_formed = hosts.next().is_none()
-        && match (head.version, head.uri.authority()) {
-            (Version::HTTP_2, Some(authority)) => {
-                is_authority(authority.as_str()) && host.is_none_or(|host| host == authority.as_str())
-            }
-            (_, Some(_)) => false,
-            (_, None) => {
-                host.and_then(|host| host.to_str().ok()).is_some_and(is_authority) && framed_once(head)
-            }
-        };
-    let origin_form = head.uri.path().starts_with('/');
-    if well_formed && origin_form && head.method != Method::CONNECT {
-        Ok(())
-    } else {
-        Err(Rejection::MalformedHead)
-    }
-}
-
-/// A host with, possibly, a port; never with user information.
-fn is_authority(text: &str) -> bool {
-    let Ok(authority) = text.parse::<Authority>() else { return false };
-    let port = text.strip_prefix(authority.host());
-    !authority.host().is_empty()
-        && port.is_some_and(|port| {
-            let digits = port.strip_prefix(':').unwrap_or("");
-            port.is_empty()
-                || digits.is_empty()
-                || digits.parse::<u16>().is_ok_and(|_| !digits.starts_with('+'))
-        })
-}
-
-fn framed_once(head: &Parts) -> bool {
-    let lengths = head.headers.get_all(CONTENT_LENGTH).iter().count();
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => lengths <= 1,
-        (Some(coding), None) => {
-            lengths == 0
-                && head.version == Version::HTTP_11
-                && coding.as_bytes().eq_ignore_ascii_case(b"chunked")
-        }
-        (Some(_), Some(_)) => false,
-    }
+        && authority.or(host).is_some_and(wire::is_authority)
+        && host.is_none_or(|host| authority.is_none_or(|authority| host == authority))
+        && head.uri.path_and_query().is_some_and(|target| wire::is_origin_form(target.as_str().as_bytes()))
+        && head.headers.get_all(CONTENT_LENGTH).iter().count() <= 1
+        && head.method != Method::CONNECT;
+    if well_formed { Ok(()) } else { Err(Rejection::MalformedHead) }
 }
 
 /// Whether the source takes this method from this address.
@@ -123,7 +92,7 @@ pub(super) fn sender(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> Ip
     let told = |name: &HeaderName, read: fn(&str) -> Option<IpAddr>| {
         headers.contains_key(name).then(|| nearest(list(headers, name).map(|hop| read(hop?)), peer, trusted))
     };
-    match (told(&header::FORWARDED, forwarded_for), told(&FORWARDING[1], address)) {
+    match (told(&header::FORWARDED, forwarded_for), told(&X_FORWARDED_FOR, address)) {
         (Some(one), Some(other)) if one != other => peer,
         (Some(sender), _) | (None, Some(sender)) => sender,
         (None, None) => peer,
@@ -148,26 +117,52 @@ pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&address))
 }
 
+/// The scheme that the sender used: the connection's, or what a trusted proxy nearest to us says.
+fn proto(headers: &HeaderMap, peer: Peer, trusted: &[IpNet]) -> HeaderValue {
+    let nearest = |name: HeaderName| list(headers, &name).next_back().flatten();
+    let told = || {
+        nearest(header::FORWARDED)
+            .and_then(|element| parameter(element, "proto"))
+            .or_else(|| nearest(X_FORWARDED_PROTO))
+    };
+    let told = if is_trusted(peer.address, trusted) { told() } else { None };
+    let is_https = match told.map(str::to_ascii_lowercase).as_deref() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => peer.secure,
+    };
+    HeaderValue::from_static(if is_https { "proto=https" } else { "proto=http" })
+}
+
 /// The headers that go on: without hop-by-hop ones, without those in which only the gateway (`Countersign-*`) or a
-/// trusted proxy may speak. Any other sign stands for `-` too: CGI and its like do not tell them apart.
-pub(super) fn cleaned(mut headers: HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> HeaderMap {
-    headers.remove(CONTENT_LENGTH);
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    let stranger = !is_trusted(peer, trusted);
+/// trusted proxy may speak, and without twins of either. What is left of `Forwarded` is the scheme, which nothing else
+/// tells; dispatch tells the rest.
+pub(super) fn cleaned(
+    mut headers: HeaderMap,
+    authority: Option<&Authority>,
+    peer: Peer,
+    trusted: &[IpNet],
+) -> HeaderMap {
+    let proto = proto(&headers, peer, trusted);
+    let stranger = !is_trusted(peer.address, trusted);
     let removed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
-            let twin = name.as_str().replace(|sign: char| !sign.is_ascii_alphanumeric(), "-");
-            twin.starts_with("countersign-")
-                || (stranger && FORWARDING.iter().any(|taken| taken.as_str() == twin))
+            let name = name.as_str();
+            begins_to_cgi(name, "countersign-")
+                || HOP_BY_HOP.iter().any(|taken| is_same_to_cgi(name, taken.as_str()))
+                || (stranger && (begins_to_cgi(name, X_FORWARDED) || is_same_to_cgi(name, X_REAL_IP)))
         })
         .cloned()
         .collect();
     for name in removed {
         headers.remove(name);
     }
+    // RFC 9113 §8.3.1: what is `:authority` on HTTP/2 is `Host` everywhere else.
+    if let Some(Ok(host)) = authority.map(|authority| HeaderValue::from_str(authority.as_str())) {
+        headers.insert(HOST, host);
+    }
+    headers.insert(header::FORWARDED, proto);
     headers
 }
 
@@ -180,9 +175,13 @@ fn list<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl DoubleEndedIterat
 
 /// RFC 7239: `for=192.0.2.60;proto=http`, an IPv6 address quoted and in brackets, either with a port.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
+    address(parameter(element, "for")?)
+}
+
+fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
     element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then(|| address(value.trim().trim_matches('"')))?
+        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim().trim_matches('"'))
     })
 }
 
@@ -207,32 +206,23 @@ mod tests {
     }
 
     #[test]
-    fn heads() {
-        let check = |target, headers: &[(&str, &str)], expected: bool| {
-            assert_eq!(check(&parts(target, headers), 200).is_ok(), expected, "{target} {headers:?}");
+    fn heads_of_http2() {
+        let check = |target: &str, headers: &[(&str, &str)], expected: bool| {
+            let mut parts = parts(target, headers);
+            parts.version = Version::HTTP_2;
+            assert_eq!(check(&parts, 200).is_ok(), expected, "{target} {headers:?}");
         };
+        check("https://x/a?b=%2e", &[("content-length", "1")], true);
+        check("https://x:443/a", &[("host", "x:443")], true);
         check("/a", &[("host", "x")], true);
-        check("/a?b=%2e", &[("host", "x:80"), ("content-length", "1")], true);
-        check("/a", &[("host", "x"), ("transfer-encoding", "chunked")], true);
         check("/a", &[], false);
-        check("/a", &[("host", "x"), ("host", "x")], false);
-        check("/a", &[("host", "a b")], false);
-        check("/a", &[("host", "x:99999999")], false);
-        check("/a", &[("host", "x:abc")], false);
-        check("/a", &[("host", ":80")], false);
-        check("/a", &[("host", "[::1]:80")], true);
-        check("/a", &[("host", "x"), ("y", &"z".repeat(186))], true);
-        check("/a", &[("host", "x"), ("y", &"z".repeat(187))], false);
-        check("/a", &[("host", "u@x")], false);
-        check("http://x/a", &[("host", "x")], false);
-        check("/a", &[("host", "x"), ("content-length", "1"), ("transfer-encoding", "chunked")], false);
-        check("/a", &[("host", "x"), ("content-length", "1"), ("content-length", "1")], false);
-        check("/a", &[("host", "x"), ("transfer-encoding", "gzip, chunked")], false);
-        check(
-            "/a",
-            &[("host", "x"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
-            false,
-        );
+        check("https://x/a", &[("host", "y")], false);
+        check("https://x/a", &[("host", "x"), ("host", "x")], false);
+        check("https://u@x/a", &[], false);
+        check("https://x/a", &[("content-length", "1"), ("content-length", "1")], false);
+        check("https://x/{a}", &[], false);
+        check("https://x/a", &[("y", &"z".repeat(195))], true);
+        check("https://x/a", &[("y", &"z".repeat(196))], false);
     }
 
     #[test]
@@ -278,17 +268,49 @@ mod tests {
                 ("countersign-verified", "true"),
                 ("countersign_verified", "true"),
                 ("countersign.verified", "true"),
+                ("content_length", "9"),
+                ("transfer_encoding", "chunked"),
+                ("http2-settings", "AAMAAABk"),
+                ("forwarded", "for=1.1.1.1"),
+                ("x-forwarded-prefix", "/admin"),
+                ("x-real.ip", "1.1.1.1"),
                 ("x-forwarded-for", "1.1.1.1"),
                 ("x_forwarded_for", "1.1.1.1"),
                 ("keep-alive", "1"),
                 ("content-length", "3"),
             ],
         );
-        let stranger = cleaned(sent.headers.clone(), [192, 0, 2, 1].into(), &[]);
+        let stranger = peer([192, 0, 2, 1], true);
+        let authority = Authority::from_static("hooks.example");
+        let stranger = cleaned(sent.headers.clone(), Some(&authority), stranger, &[]);
         let mut names: Vec<_> = stranger.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["host", "webhook-signature"]);
-        let proxy = cleaned(sent.headers, [10, 0, 0, 1].into(), &["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(names, ["forwarded", "host", "webhook-signature"]);
+        assert_eq!(stranger["host"], "hooks.example");
+        assert_eq!(stranger["forwarded"], "proto=https");
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let proxy = cleaned(sent.headers, None, peer([10, 0, 0, 1], false), &trusted);
         assert!(proxy.contains_key("x-forwarded-for"));
+        assert_eq!(proxy["forwarded"], "proto=http");
+        assert_eq!(proxy["host"], "x");
+    }
+
+    fn peer(address: [u8; 4], secure: bool) -> Peer {
+        Peer { address: address.into(), secure }
+    }
+
+    #[test]
+    fn the_scheme_is_the_connections_or_what_a_trusted_proxy_says() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let check = |peer, headers: &[(&str, &str)], expected: &str| {
+            assert_eq!(proto(&parts("/", headers).headers, peer, &trusted), expected, "{peer:?} {headers:?}");
+        };
+        let (stranger, proxy) = (peer([192, 0, 2, 1], false), peer([10, 0, 0, 1], false));
+        check(stranger, &[("x-forwarded-proto", "https"), ("forwarded", "proto=https")], "proto=http");
+        check(proxy, &[("x-forwarded-proto", "http, HTTPS")], "proto=https");
+        check(proxy, &[("forwarded", "proto=http, for=1.2.3.4;proto=\"https\"")], "proto=https");
+        check(proxy, &[("x-forwarded-proto", "gopher")], "proto=http");
+        check(peer([10, 0, 0, 1], true), &[], "proto=https");
+        check(peer([10, 0, 0, 1], true), &[("x-forwarded-proto", "http")], "proto=http");
     }
 }

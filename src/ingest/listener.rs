@@ -21,10 +21,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +34,7 @@ use tokio_util::task::TaskTracker;
 
 use super::activity::{self, Activity};
 use super::answer::Rejection;
-use super::head::LINES_MAX;
+use super::guard::Guarded;
 use super::linger::Lingering;
 use super::tls::{self, TlsError};
 use super::{Ingest, Peer};
@@ -48,8 +50,8 @@ const BACKLOG: u32 = 4096;
 const STOPPING: Duration = Duration::from_secs(1);
 /// Pauses after a failed accept, doubling: at the limit of open files accept fails at once, for ever.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// hyper's read buffer cannot be smaller.
-const HEAD_BUFFER_MIN: usize = 8 << 10;
+/// What a head may have beside its header lines; and hyper's read buffer cannot be smaller.
+const HEAD_BUFFER_EXTRA: usize = 16 << 10;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 100;
 /// What one HTTP/2 stream, and all of a connection, may send ahead of our reading.
@@ -102,7 +104,13 @@ impl Listener {
             None => Self::bind(listen.address),
         };
         let socket = socket.map_err(|error| BindError::Address { address: listen.address, error })?;
-        Ok(Self { socket, tls, limits: limits.clone() })
+        let mut limits = limits.clone();
+        let places = places();
+        if places < limits.connections {
+            tracing::warn!(places, "the limit of open files allows fewer than limits.connections");
+            limits.connections = places;
+        }
+        Ok(Self { socket, tls, limits })
     }
 
     fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -140,6 +148,18 @@ impl AsFd for Listener {
     }
 }
 
+/// How many connections the operating system lets us have: the limit of open files, raised as far as we may, less a
+/// quarter for the store and the backends. Whoever opens more waits in the kernel and takes no file from a forward.
+fn places() -> usize {
+    let mut files = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: files.maximum, maximum: files.maximum };
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        files = raised;
+    }
+    let files = files.current.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    (files - files / 4).max(1)
+}
+
 /// Why the listener could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -162,6 +182,7 @@ impl Shared {
         let connections = Arc::new(Semaphore::new(self.limits.connections));
         let tracker = TaskTracker::new();
         let mut pause = ACCEPT_PAUSE.0;
+        let mut told: Option<Instant> = None;
         loop {
             // The place is taken before the connection: beyond the limit they wait in the kernel, not in our memory.
             let accepted = async {
@@ -175,7 +196,10 @@ impl Shared {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, pause_ms = pause.as_millis(), "accept failed");
+                    if told.is_none_or(|told| told.elapsed() >= ACCEPT_PAUSE.1) {
+                        tracing::warn!(%error, "accept failed");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(ACCEPT_PAUSE.1);
                     continue;
@@ -229,7 +253,7 @@ impl Shared {
         let shared = Arc::clone(self);
         tracker.spawn(async move {
             let _held = (place, seat);
-            shared.connection(stream, Peer { address: peer }).await;
+            shared.connection(stream, peer).await;
         });
     }
 
@@ -246,7 +270,7 @@ impl Shared {
         Some(Seat { shared: Arc::clone(self), peer })
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: Peer) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, address: IpAddr) {
         // Answers are small and final: waiting to fill a packet only adds delay.
         let _ = stream.set_nodelay(true);
         let patience = self.limits.head_read;
@@ -267,6 +291,7 @@ impl Shared {
             opened = opening => opened,
             () = self.stopped_for(STOPPING) => return,
         };
+        let peer = Peer { address, secure: matches!(opened, Some(Opened::Secure(_))) };
         match opened {
             Some(Opened::Clear(stream)) => self.http1(stream, peer).await,
             Some(Opened::Secure(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
@@ -288,18 +313,29 @@ impl Shared {
         peer: Peer,
     ) {
         let activity = Arc::new(Activity::new(self.limits.head_read));
-        let service = service_fn(|request| self.respond(request, peer, &activity));
+        let (header_bytes, head_read) = (self.limits.header_bytes, self.limits.head_read);
+        let stream = Guarded::new(stream, header_bytes, head_read, Arc::clone(&activity));
+        let verdict = stream.verdict();
+        let service = service_fn(|request| {
+            let refused = verdict.get();
+            let (shared, activity) = (&self, &activity);
+            async move {
+                Ok::<_, Infallible>(match refused {
+                    Some(rejection) => shared.ingest.refuse(UNMATCHED, rejection, true),
+                    None => shared.respond(request, peer, activity).await,
+                })
+            }
+        });
+        // The guard has judged every head before hyper sees it, in size and time, too.
         let connection = http1::Builder::new()
-            .timer(Timer)
-            .header_read_timeout(self.limits.head_read)
-            .max_headers(LINES_MAX)
-            .max_buf_size(self.limits.header_bytes.max(HEAD_BUFFER_MIN))
+            .header_read_timeout(None)
+            .max_buf_size(header_bytes + HEAD_BUFFER_EXTRA)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
         // Nothing to tell it when the gateway stops: hyper would close an idle one at once, also over a request that is
         // on its way. Instead, every answer then says that it is the last.
         if let Err(error) = self.drive(connection, |_| (), &activity).await {
-            self.count_broken(&error);
+            tracing::debug!(%error, "connection ended");
         }
     }
 
@@ -313,7 +349,7 @@ impl Shared {
         let seen = Arc::clone(&activity);
         let service = service_fn(move |request| {
             let (shared, seen) = (Arc::clone(&shared), Arc::clone(&seen));
-            async move { shared.respond(request, peer, &seen).await }
+            async move { Ok::<_, Infallible>(shared.respond(request, peer, &seen).await) }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(Timer)
@@ -331,32 +367,33 @@ impl Shared {
         }
     }
 
-    /// Runs a connection to its end, and ends it when it is idle for too long or the gateway stops, after `farewell`.
+    /// Runs a connection to its end, and ends it when it is idle for too long or the gateway stops. `farewell`
+    /// tells the sender then, and when the connection is spent.
     async fn drive<C, E>(
         &self,
         connection: C,
-        farewell: impl FnOnce(Pin<&mut C>),
+        farewell: impl Fn(Pin<&mut C>),
         activity: &Activity,
     ) -> Result<(), E>
     where
         C: Future<Output = Result<(), E>>,
     {
         let mut connection = pin!(connection);
-        let mut farewell = Some(farewell);
+        let mut stopping = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => return ended,
-                () = self.stop.cancelled(), if farewell.is_some() => {
-                    if let Some(farewell) = farewell.take() {
-                        farewell(connection.as_mut());
-                    }
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    farewell(connection.as_mut());
                 }
-                () = tokio::time::sleep(STOPPING), if farewell.is_none() => {
+                () = activity.spent.notified() => farewell(connection.as_mut()),
+                () = tokio::time::sleep(STOPPING), if stopping => {
                     if !activity.is_busy() {
                         return Ok(());
                     }
                 }
-                () = sleep_until(activity.idle_until()), if farewell.is_some() => {
+                () = sleep_until(activity.idle_until()), if !stopping => {
                     if activity.is_idle() {
                         return Ok(());
                     }
@@ -370,27 +407,16 @@ impl Shared {
         request: Request<Incoming>,
         peer: Peer,
         activity: &Activity,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    ) -> Response<Full<Bytes>> {
         let _busy = activity.begin();
         let http1 = request.version() < Version::HTTP_2;
         let answer = AssertUnwindSafe(Arc::clone(&self.ingest).answer(request, peer)).catch_unwind().await;
         let mut answer =
             answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, http1));
-        if http1 && self.stop.is_cancelled() {
+        if http1 && (self.stop.is_cancelled() || activity.is_spent()) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(answer)
-    }
-
-    /// hyper answers heads that it cannot parse by itself; they are counted here.
-    fn count_broken(&self, error: &hyper::Error) {
-        if error.is_parse_too_large() {
-            self.ingest.count(UNMATCHED, &Rejection::HeadTooLarge);
-        } else if error.is_parse() {
-            self.ingest.count(UNMATCHED, &Rejection::MalformedHead);
-        } else {
-            tracing::debug!(%error, "connection ended");
-        }
+        answer
     }
 }
 

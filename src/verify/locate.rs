@@ -11,6 +11,7 @@ use percent_encoding::percent_decode;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::Refusal;
+use crate::delivery::is_same_to_cgi;
 
 /// A place in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,12 +195,10 @@ impl<'a> Request<'a> {
         Ok(value.filter(|value| !value.is_empty()))
     }
 
-    /// The value of a header that must be single; `None` when it is absent or empty. Its twin with `_` for `-` counts
+    /// The value of a header that must be single; `None` when it is absent or empty. A twin, as with `_` for `-`, counts
     /// as a second one: CGI-like backends cannot tell them apart.
     pub(super) fn find_header(&self, name: &HeaderName) -> Result<Option<&'a [u8]>, Refusal> {
-        let is_twin = |other: &HeaderName| {
-            other != name && other.as_str().bytes().map(dashed).eq(name.as_str().bytes().map(dashed))
-        };
+        let is_twin = |other: &HeaderName| other != name && is_same_to_cgi(other.as_str(), name.as_str());
         let mut values = self.headers.get_all(name).iter();
         let first = values.next();
         if values.next().is_some() || self.headers.keys().any(is_twin) {
@@ -227,10 +226,6 @@ impl<'a> Request<'a> {
     pub(super) fn path(&self) -> &'a str {
         self.target.split_once('?').map_or(self.target, |(path, _)| path)
     }
-}
-
-fn dashed(byte: u8) -> u8 {
-    if byte == b'_' { b'-' } else { byte }
 }
 
 /// A field of `application/x-www-form-urlencoded` text that must be single.

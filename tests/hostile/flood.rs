@@ -16,12 +16,16 @@ use crate::support::Gateway;
 const FLOODERS: usize = 4;
 const HONEST: usize = 100;
 
-/// Sends `count` forged requests, each with an id of its own, over one connection; the number refused with 401.
+/// Sends `count` forged requests, each with an id of its own, over as few connections as may be; the number refused with 401.
 fn flood(to: SocketAddr, name: usize, count: usize) -> usize {
     let mut stream = TcpStream::connect(to).unwrap();
     let mut refused = 0;
     let mut answer = [0; 4096];
     for n in 0..count {
+        if n > 0 && n % 1_000 == 0 {
+            // A connection carries no more.
+            stream = TcpStream::connect(to).unwrap();
+        }
         let request = format!(
             "POST /webhooks/github HTTP/1.1\r\nHost: gateway\r\nX-GitHub-Delivery: {name}-{n}\r\nX-GitHub-Event: push\r\n\
              X-Hub-Signature-256: sha256={n:064x}\r\nContent-Length: 2\r\n\r\n{{}}"

@@ -51,7 +51,8 @@ fn every_line_of_the_log_is_json_and_no_text_of_a_refused_sender_is_in_it() {
         log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line:?}"))).collect();
     let refused = lines.iter().filter(|line| line["message"] == "request refused").count();
     println!("{} lines, {refused} of them refusals", lines.len());
-    assert!(refused >= 3, "{log}");
+    // One of a malformed head and one of a signature: more of the same are only counted.
+    assert!(refused >= 2, "{log}");
     for trace in ["\u{1b}", "u001b", "owned", "jndi", "\u{202e}"] {
         let found = lines
             .iter()

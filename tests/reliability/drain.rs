@@ -283,7 +283,7 @@ fn a_thousand_hanging_forwards_are_left_at_once_and_are_not_lost() {
 fn readiness_goes_first_then_new_connections_and_operators_see_it_to_the_end() {
     let backend = Backend::accepting();
     let mut gateway = Gateway::start(&format!(
-        "limits.drain = \"60s\"\nlimits.drain_delay = \"4s\"\n{}",
+        "limits.drain = \"60s\"\nlimits.drain_delay = \"3s\"\n{}",
         every_provider(&backend)
     ));
     let mut kept = Wire::open(gateway.listen).unwrap();
