@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
 
 use countersign::clock::{Timestamp, later};
 use countersign::forward::PAUSE_MIN;
@@ -169,7 +168,7 @@ pub(crate) fn hold(
         }
         let since = *memory.since.entry(forward.clone()).or_insert(sent.at);
         let revivals = ledger.revivals.get(&forward.0).copied().unwrap_or(0);
-        attempts(forward, row, sequence, revivals, tables);
+        attempts(forward, row, sequence, revivals, since, tables);
         settled(forward, row, sequence, since, now);
     }
     // Looked at after the tables: what is still open has not been settled when they were read.
@@ -217,7 +216,14 @@ fn kept(number: u32, stored: &Stored, sent: &Sent, tables: &Tables) {
 }
 
 /// Counted before sending, by one, and never twice: numbers at the backend grow, but for a redelivery of a dead one.
-fn attempts(forward: &Forward, row: &State, sequence: &[&Got], revivals: usize, tables: &Tables) {
+fn attempts(
+    forward: &Forward,
+    row: &State,
+    sequence: &[&Got],
+    revivals: usize,
+    since: Timestamp,
+    tables: &Tables,
+) {
     let mut redelivered = 0;
     for pair in sequence.windows(2) {
         let [before, after] = pair else { continue };
@@ -230,7 +236,7 @@ fn attempts(forward: &Forward, row: &State, sequence: &[&Got], revivals: usize, 
             }
             let asked = before.reply == Reply::Busy && !tables.timed_out(forward, before.attempt);
             if before.era == after.era && !row.replay {
-                let due_at = later(before.at, pause(&forward.1, before.attempt, asked));
+                let due_at = due(&forward.1, before, asked, since);
                 assert!(due_at <= after.at, "{forward:?}: attempt {} came early", after.attempt);
             }
         } else {
@@ -247,12 +253,18 @@ fn attempts(forward: &Forward, row: &State, sequence: &[&Got], revivals: usize, 
     }
 }
 
-/// The least pause after an attempt, under whatever policy.
-fn pause(destination: &str, attempt: u32, asked: bool) -> Duration {
-    let pauses = patience(destination).into_iter().filter_map(|patience| patience.pause(attempt));
+/// The earliest time of the attempt after `before`, under whatever policy. What the backend asked for only delays it, and
+/// never beyond the age at which the forward would be given up.
+fn due(destination: &str, before: &Got, asked: bool, since: Timestamp) -> Timestamp {
+    let pauses = patience(destination).into_iter().filter_map(|patience| patience.pause(before.attempt));
     // `c` has full jitter.
     let least = pauses.min().filter(|_| destination != "c").unwrap_or(PAUSE_MIN);
-    if asked { least.max(ASKED) } else { least }
+    let due_at = later(before.at, least);
+    if !asked {
+        return due_at;
+    }
+    let ages = patience(destination).map(|patience| later(since, patience.max_age));
+    due_at.max(ages.into_iter().fold(later(before.at, ASKED), Timestamp::min))
 }
 
 /// Delivered only what the backend has taken, dead only what it refused or what is too old.
@@ -267,11 +279,9 @@ fn settled(forward: &Forward, row: &State, sequence: &[&Got], since: Timestamp, 
         }
         "dead" => {
             let reply = this_attempt().map(|got| got.reply);
-            let asked = if reply == Some(Reply::Busy) { ASKED } else { Duration::ZERO };
             let given_up = patience(&forward.1).iter().any(|patience| {
-                patience
-                    .pause(row.attempts)
-                    .is_none_or(|pause| later(now, pause.max(asked)) > later(since, patience.max_age))
+                let pause = patience.pause(row.attempts);
+                pause.is_none_or(|pause| later(now, pause) > later(since, patience.max_age))
             });
             assert_ne!(row.outcome.as_deref(), Some("corrupt"), "{forward:?}");
             assert!(reply == Some(Reply::Refuse) || given_up, "{forward:?} died early: {row:?}, {reply:?}");
