@@ -1,32 +1,29 @@
 //! How a gateway hands over to the next on the same data directory (`run --takeover`). The running one listens on a
-//! Unix socket in the data directory. The next one, which has read its configuration by then, asks there, gets the
+//! Unix socket of the data directory's. The next one, which has read its configuration by then, asks there, gets the
 //! listening sockets themselves, and gives the word; from then on the running one stops as on SIGTERM, and the next
 //! one waits for the lock. Until the word is given, nothing has changed, whatever happens to the next one.
 
-use std::fs::Permissions;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
 };
-use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::sockets::prepare;
 use crate::store::sqlite::{self, OpenError};
 
-/// The name of the socket in the data directory.
-const NAME: &str = "handover";
 /// What is said, in this order; the number is that of the protocol.
 const ASK: &[u8] = b"countersign takeover 1\n";
 const GIVE: &[u8] = b"sockets\n";
@@ -44,10 +41,10 @@ pub enum HandoverError {
     #[error("not asking the running gateway to hand over")]
     Unreadable(#[source] OpenError),
     /// It answered and then fell silent, or said what makes no sense.
-    #[error("the running gateway did not hand over ({})", path.display())]
+    #[error("the running gateway on {} did not hand over", directory.display())]
     Failed {
-        /// Its socket.
-        path: PathBuf,
+        /// Its data directory.
+        directory: PathBuf,
         /// Why.
         #[source]
         error: io::Error,
@@ -56,9 +53,8 @@ pub enum HandoverError {
 
 /// Asks whoever holds `directory` for its public and its admin socket, and to stop. `None` when nobody does.
 pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, HandoverError> {
-    let path = directory.join(NAME);
-    let failed = |error| HandoverError::Failed { path: path.clone(), error };
-    let stream = match UnixStream::connect(&path) {
+    let failed = |error| HandoverError::Failed { directory: directory.to_owned(), error };
+    let stream = match address(directory).and_then(|address| UnixStream::connect_addr(&address)) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return match sqlite::in_use(directory) {
@@ -73,7 +69,25 @@ pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, Handover
     receive(stream).map(Some).map_err(failed)
 }
 
+/// Where a gateway on `directory` is asked: a name outside of the file system (unix(7), abstract), so that nothing is left
+/// behind, and nothing is in the way of whoever copies the directory. Any user may take such a name, which is why both
+/// sides look who the other is.
+fn address(directory: &Path) -> io::Result<SocketAddr> {
+    let directory = directory.metadata()?;
+    SocketAddr::from_abstract_name(format!("countersign/{}/{}", directory.dev(), directory.ino()))
+}
+
+/// Whether it is a process of our own user's, or of root's.
+fn is_ours(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
 fn receive(mut stream: UnixStream) -> io::Result<[TcpListener; 2]> {
+    let user = socket_peercred(&stream)?.uid.as_raw();
+    if !is_ours(user) {
+        let text = format!("user {user} answers in its place");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
     be_patient(&stream)?;
     stream.write_all(ASK)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -104,26 +118,20 @@ fn receive(mut stream: UnixStream) -> io::Result<[TcpListener; 2]> {
 
 /// The running side.
 pub(super) struct Door {
-    listener: UnixListener,
-    /// Whose requests are heard.
-    owner: u32,
+    listener: tokio::net::UnixListener,
     /// Copies of the public and the admin socket.
     sockets: Arc<[OwnedFd; 2]>,
 }
 
 impl Door {
-    /// Opens the socket in `directory`, which this process holds; what is left of an earlier one is replaced.
+    /// Opens the socket of `directory`, which this process holds.
     pub(super) fn open(directory: &Path, sockets: [BorrowedFd<'_>; 2]) -> io::Result<Self> {
         let [public, admin] = sockets;
         let sockets = [public.try_clone_to_owned()?, admin.try_clone_to_owned()?];
-        let path = directory.join(NAME);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(Self { listener, owner: path.metadata()?.uid(), sockets: Arc::new(sockets) })
+        let listener = UnixListener::bind_addr(&address(directory)?)?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        Ok(Self { listener, sockets: Arc::new(sockets) })
     }
 
     /// Hands the sockets to the first that asks for them and then gives its word; its process id is told to
@@ -136,7 +144,7 @@ impl Door {
             };
             let asking = accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream.into_std()?)));
             let (who, stream) = match asking {
-                Ok((who, stream)) if who.uid() == self.owner || who.uid() == 0 => (who, stream),
+                Ok((who, stream)) if is_ours(who.uid()) => (who, stream),
                 Ok((who, _)) => {
                     tracing::warn!(user = who.uid(), "hand-over refused to another user");
                     continue;

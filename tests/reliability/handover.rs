@@ -5,13 +5,16 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::sender::{Post, body, every_provider};
-use crate::support::{Gateway, PATIENCE, countersign, eventually};
+use crate::support::{Gateway, PATIENCE, countersign, eventually, write_config};
 
 /// Has a command run as systemd would, with this as file descriptor 3, and its log appended to a file.
 pub(crate) fn activate(command: &mut Command, public: impl Into<OwnedFd>, log: &Path) {
@@ -30,6 +33,12 @@ pub(crate) fn activate(command: &mut Command, public: impl Into<OwnedFd>, log: &
         };
     }
     *command = activated;
+}
+
+/// Where a gateway on this data directory is asked to hand over.
+fn door(data: &Path) -> SocketAddr {
+    let data = data.metadata().unwrap();
+    SocketAddr::from_abstract_name(format!("countersign/{}/{}", data.dev(), data.ino())).unwrap()
 }
 
 fn deliver(gateway: &Gateway, id: &str) -> u16 {
@@ -64,7 +73,7 @@ fn a_take_over_that_cannot_succeed_leaves_the_running_gateway_as_it_was() {
 
     // Whoever asks and then goes away has changed nothing, and keeps nobody else from asking.
     for words in ["", "countersign takeover 1\n", "countersign takeover 2\n"] {
-        UnixStream::connect(data.join("handover")).unwrap().write_all(words.as_bytes()).unwrap();
+        UnixStream::connect_addr(&door(&data)).unwrap().write_all(words.as_bytes()).unwrap();
     }
     eventually("all are heard", || gateway.log().matches("hand-over broken off").count() == 3);
     assert_eq!(deliver(&gateway, "d-2"), 200);
@@ -82,18 +91,27 @@ fn a_take_over_that_cannot_succeed_leaves_the_running_gateway_as_it_was() {
     database.pragma_update(None, "user_version", 1).unwrap();
     drop(database);
 
-    // What a running version that is too old would answer.
-    std::fs::rename(data.join("handover"), data.join("elsewhere")).unwrap();
-    let holder = format!("in use by process {}", gateway.id());
-    refused(&gateway, &["--takeover"], 74, &["does not hand over", &holder]);
-    std::fs::rename(data.join("elsewhere"), data.join("handover")).unwrap();
-    assert_eq!(deliver(&gateway, "d-4"), 200);
-
     let mut old = gateway;
     let new = Gateway::start_in(old.directory_held(), |command| {
         command.arg("--takeover");
     });
     assert_eq!((old.wait(), deliver(&new, "d-5")), (Some(0), 200));
+}
+
+/// As a running version that is too old.
+#[test]
+fn a_gateway_that_cannot_be_asked_to_hand_over_serves_on() {
+    let backend = Backend::accepting();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    write_config(directory.path(), &every_provider(&backend));
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let somebody = UnixListener::bind_addr(&door(&data)).unwrap();
+    let gateway = Gateway::start_in(directory, |_| ());
+    drop(somebody);
+    let holder = format!("in use by process {}", gateway.id());
+    refused(&gateway, &["--takeover"], 74, &["does not hand over", &holder]);
+    assert_eq!(deliver(&gateway, "d-1"), 200);
 }
 
 #[test]
