@@ -53,7 +53,13 @@ fn every_promise_names_a_test_that_exists() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut sources = String::new();
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for folder in [tests.clone(), tests.join("gateway"), tests.join("reliability"), src.join("ingest")] {
+    for folder in [
+        tests.clone(),
+        tests.join("gateway"),
+        tests.join("hostile"),
+        tests.join("reliability"),
+        src.join("ingest"),
+    ] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
