@@ -23,10 +23,10 @@ mod attempt;
 mod client;
 mod failure;
 mod lane;
+mod meter;
 mod request;
 mod resolve;
 mod trace;
-mod wire;
 
 use client::Tls;
 use lane::Lane;

@@ -27,12 +27,13 @@ mod activity;
 mod answer;
 mod body;
 mod claims;
+mod connection;
 mod framing;
 mod guard;
 mod head;
 mod linger;
 mod listener;
-mod refusals;
+mod rejections;
 mod routes;
 mod tls;
 mod wire;
@@ -43,7 +44,7 @@ pub use tls::{TlsError, check_certificate};
 use answer::Rejection;
 use body::{Budget, Reservation};
 use claims::Gate;
-use refusals::Refusals;
+use rejections::Rejections;
 use routes::Routes;
 
 /// What all requests share.
@@ -53,7 +54,7 @@ pub struct Ingest {
     /// Swapped whole at a reload; a request keeps the routes that it began with.
     routes: ArcSwap<Routes>,
     gate: Gate,
-    refusals: Refusals,
+    rejections: Rejections,
     /// What monotonic time is counted from.
     origin: Instant,
     budget: Budget,
@@ -83,7 +84,7 @@ impl Ingest {
             body_read: config.limits.body_read,
             ack_deadline: config.listen.ack_deadline,
             cut: CancellationToken::new(),
-            refusals: Refusals::default(),
+            rejections: Rejections::default(),
             origin: Instant::now(),
             clock,
             metrics,
@@ -98,7 +99,7 @@ impl Ingest {
         self.announce(config);
         let routes = Routes::new(config, Some(&self.routes.load()));
         self.routes.store(Arc::new(routes));
-        self.refusals
+        self.rejections
             .retain(|name| name == UNMATCHED || config.sources.iter().any(|source| &*source.name == name));
     }
 
@@ -300,9 +301,9 @@ impl Ingest {
 
     fn count(&self, source: &str, rejection: &Rejection) {
         let reason = rejection.label();
-        match self.refusals.note(source, reason, self.origin.elapsed()) {
+        match self.rejections.note(source, reason, self.origin.elapsed()) {
             Some(unlogged) => tracing::info!(source, reason, unlogged, "request refused"),
-            None => self.metrics.log_suppressed.with_label_values(&[source]).inc(),
+            None => self.metrics.ingest_rejections_unlogged.with_label_values(&[source]).inc(),
         }
         self.metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();
         self.metrics.ingest_rejections.with_label_values(&[source, reason]).inc();
@@ -315,7 +316,7 @@ impl Ingest {
             m.ingest_rejections.with_label_values(&[UNMATCHED, reason]);
         }
         m.ingest_requests.with_label_values(&[UNMATCHED, "rejected"]);
-        m.log_suppressed.with_label_values(&[UNMATCHED]);
+        m.ingest_rejections_unlogged.with_label_values(&[UNMATCHED]);
         m.ingest_connections_refused.with_label_values(&["per_address"]);
         for source in &config.sources {
             let name = &*source.name;
@@ -333,7 +334,7 @@ impl Ingest {
                 &m.ingest_dropped,
                 &m.ingest_late,
                 &m.ingest_conflicts,
-                &m.log_suppressed,
+                &m.ingest_rejections_unlogged,
             ] {
                 counter.with_label_values(&[name]);
             }

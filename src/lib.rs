@@ -5,6 +5,7 @@
 //! schemes, the provider presets, and [`verify::sign`]. Layers are listed in `ARCHITECTURE.md`, and a test holds them.
 
 pub mod address;
+pub mod causes;
 pub mod clock;
 pub mod id;
 pub mod rate;

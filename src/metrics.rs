@@ -41,8 +41,8 @@ pub struct Metrics {
     pub ingest_connections: IntGauge,
     /// Connections turned away, by limit.
     pub ingest_connections_refused: IntCounterVec,
-    /// Refusals that were not logged, since another of their source and reason had been within the second.
-    pub log_suppressed: IntCounterVec,
+    /// Rejections that were not logged, since another of their source and reason had been within the second.
+    pub ingest_rejections_unlogged: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
     /// Skew of the latest verified request.
@@ -162,9 +162,9 @@ impl Metrics {
                 "Connections turned away, by limit.",
                 &["limit"],
             ),
-            log_suppressed: c.counters(
-                "log_suppressed_total",
-                "Refusals that were not logged: one line a second tells of those with the same source and reason.",
+            ingest_rejections_unlogged: c.counters(
+                "ingest_rejections_unlogged_total",
+                "Rejections that were not logged: one line a second tells of those with the same source and reason.",
                 &["source"],
             ),
             verify_secret_last_used: c.gauges(

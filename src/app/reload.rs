@@ -1,11 +1,11 @@
 //! Putting a new configuration in force while requests come in. Each request keeps what it began with; what has not
 //! changed (lanes, breakers, connections, used-up rates) is not touched.
 
-use std::error::Error;
 use std::sync::{Arc, PoisonError};
 
 use super::{App, Parts};
 use crate::admin::Reloaded;
+use crate::causes;
 use crate::config::{Config, StoreConfig};
 
 /// Reads the configuration; the error is the text with every problem, as `check` prints it. May block.
@@ -68,12 +68,9 @@ impl Parts {
     fn put_in_force(&self, config: Config) -> Result<Reloaded, String> {
         if let (Some(_), Some(tls)) = (&self.started_with.listen.tls, &config.listen.tls) {
             // The one thing that can fail goes first.
-            self.certificate.reload(tls).map_err(|error| {
-                let causes =
-                    std::iter::successors(Some(&error as &(dyn Error + 'static)), |error| (*error).source());
-                let causes: Vec<_> = causes.map(ToString::to_string).collect();
-                format!("error: listen.tls: {}", causes.join(": "))
-            })?;
+            self.certificate
+                .reload(tls)
+                .map_err(|error| format!("error: listen.tls: {}", causes::chain(&error)))?;
         }
         let mut warnings: Vec<_> = config.warnings.iter().map(|text| text.trim_end().to_owned()).collect();
         for (name, depth) in self.store.depths() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use countersign::causes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -49,8 +50,6 @@ impl Client {
     }
 }
 
-fn unreachable(url: &http::Uri, error: &dyn std::error::Error) -> Failure {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    let causes: Vec<String> = chain.map(ToString::to_string).collect();
-    Failure::Unreachable(format!("{url} cannot be reached: {}", causes.join(": ")))
+fn unreachable(url: &http::Uri, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::Unreachable(format!("{url} cannot be reached: {}", causes::chain(error)))
 }

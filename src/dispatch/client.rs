@@ -31,8 +31,8 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::{Failure, shortage_of_files};
+use super::meter::{Meter, Metered, Outgoing, OverTcp};
 use super::resolve::Resolver;
-use super::wire::{Meter, Metered, Outgoing, OverTcp};
 use crate::address::Reach;
 use crate::patience::{timeout, timeout_at};
 

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use rustix::io::Errno;
 
 use crate::address::Reach;
+use crate::causes;
 use crate::clock::{Timestamp, elapsed};
 use crate::forward::Outcome;
 
@@ -87,13 +88,7 @@ impl Failure {
 
     /// The whole chain of causes in one line, for operators.
     pub(super) fn describe(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
-            source = error.source();
-        }
-        text
+        causes::chain(self)
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::answer::Rejection;
+use crate::patience::timeout_at;
 
 /// A sender may be slow for so long before [`RATE_MIN`] holds.
 const RATE_GRACE: Duration = Duration::from_secs(5);
@@ -95,7 +96,7 @@ where
     loop {
         let slowest = RATE_GRACE + Duration::from_secs_f64(whole.len() as f64 / RATE_MIN);
         let until = began + slowest.min(body_read);
-        let frame = tokio::time::timeout_at(until, body.frame()).await.map_err(|_| Rejection::BodyTooSlow)?;
+        let frame = timeout_at(until, body.frame()).await.map_err(|_| Rejection::BodyTooSlow)?;
         let Some(frame) = frame else { break };
         // Trailers are dropped: they never become headers.
         let Ok(data) = frame.map_err(|_| Rejection::BodyBroken)?.into_data() else { continue };

@@ -21,11 +21,11 @@ pub(super) struct Routes {
 /// A source and how much of its rate is left.
 pub(super) struct Entry {
     pub(super) source: Arc<Source>,
-    pace: Option<Arc<Pace>>,
+    allowance: Option<Arc<Allowance>>,
 }
 
 /// What is left of a source's rate; outlives reloads that do not change it.
-struct Pace {
+struct Allowance {
     limiter: Mutex<Limiter>,
     /// The origin of the limiter's time.
     since: Instant,
@@ -36,9 +36,9 @@ impl Routes {
         let entry = |source: &Arc<Source>| {
             let same =
                 |entry: &&Arc<Entry>| entry.source.name == source.name && entry.source.rate == source.rate;
-            let kept = before.and_then(|before| before.by_path.values().find(same)?.pace.clone());
-            let pace = kept.or_else(|| source.rate.map(|rate| Arc::new(Pace::new(rate))));
-            (source.path.clone(), Arc::new(Entry { source: Arc::clone(source), pace }))
+            let kept = before.and_then(|before| before.by_path.values().find(same)?.allowance.clone());
+            let allowance = kept.or_else(|| source.rate.map(|rate| Arc::new(Allowance::new(rate))));
+            (source.path.clone(), Arc::new(Entry { source: Arc::clone(source), allowance }))
         };
         Self {
             by_path: config.sources.iter().map(entry).collect(),
@@ -54,13 +54,13 @@ impl Routes {
 impl Entry {
     /// Counts one verified request against the source's rate; forged ones must not use it up.
     pub(super) fn admit(&self) -> Result<(), Rejection> {
-        let Some(pace) = &self.pace else { return Ok(()) };
-        let mut limiter = pace.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.claim(pace.since.elapsed(), Duration::ZERO).map(drop).map_err(Rejection::RateLimited)
+        let Some(allowance) = &self.allowance else { return Ok(()) };
+        let mut limiter = allowance.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.claim(allowance.since.elapsed(), Duration::ZERO).map(drop).map_err(Rejection::RateLimited)
     }
 }
 
-impl Pace {
+impl Allowance {
     fn new(rate: Rate) -> Self {
         // Providers send in bursts: all of a period's allowance may come at once.
         Self { limiter: Mutex::new(Limiter::new(rate, rate.events)), since: Instant::now() }

@@ -19,7 +19,8 @@ use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
 use self::sweep::{Stage, Sweep};
-use self::writer::{Queued, Work, Writer};
+use self::work::{Queued, Work};
+use self::writer::Writer;
 use crate::clock::{Timestamp, earlier};
 use crate::delivery::Delivery;
 use crate::id::Id;
@@ -30,6 +31,7 @@ mod accept;
 mod check;
 mod depths;
 mod directory;
+mod error;
 mod health;
 mod lease;
 mod load;
@@ -43,17 +45,19 @@ mod space;
 mod sweep;
 mod tools;
 mod verdict;
+mod work;
 mod writer;
 
 pub use self::check::Checked;
+pub use self::error::OpenError;
 pub use self::salvage::{Finding, SalvageError, Salvaged};
 pub use self::tools::{Backup, backup, check, salvage};
 
+/// The database, in its directory.
+const DATABASE: &str = "countersign.db";
+
 /// Work that may wait for the writer. Seconds of it at any rate that an fsync allows: more would only be late.
 const QUEUE_MAX: usize = 4_096;
-
-/// How soon a larger one is read, in the background: not while the first lanes fill.
-const SCRUB_FIRST: Duration = Duration::from_secs(5);
 
 /// How long closing may take: a disk that hangs must not hang the drain. What is left undone was promised to nobody.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -68,121 +72,6 @@ pub struct Options {
     pub disk_reserve: Option<u64>,
     /// Where commits and corrupt rows are counted.
     pub metrics: Metrics,
-}
-
-/// Why the store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory cannot be created, opened or written.
-    #[error("the data directory {} cannot be used", directory.display())]
-    Directory {
-        /// The data directory.
-        directory: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// A data directory belongs to one process at a time.
-    #[error(
-        "the data directory {} is in use by {}: stop it, or give this one a directory of its own",
-        directory.display(), holder.map_or("another process".to_owned(), |pid| format!("process {pid}"))
-    )]
-    InUse {
-        /// The data directory.
-        directory: PathBuf,
-        /// The process that holds it, when it could be read.
-        holder: Option<u32>,
-    },
-    /// The file was written by a newer version.
-    #[error(
-        "{} has format {found}, and this version knows formats up to {known}: run the version that wrote it, or a \
-         later one; if none did, it is damaged: `countersign store salvage --config FILE`", file.display()
-    )]
-    Newer {
-        /// The database.
-        file: PathBuf,
-        /// Its format.
-        found: u32,
-        /// The newest format that this version reads.
-        known: u32,
-    },
-    /// The file is another program's database.
-    #[error("{} is a database of another program: choose another data directory", file.display())]
-    Foreign {
-        /// The database.
-        file: PathBuf,
-    },
-    /// Another program is in the middle of reading or writing the file.
-    #[error("{} is being used by another program: close every `sqlite3` and whatever else reads it", file.display())]
-    Busy {
-        /// The database.
-        file: PathBuf,
-    },
-    /// The file is no database, or a damaged one.
-    #[error(
-        "{} is damaged or not a database: salvage what it holds with `countersign store salvage --config FILE`, or \
-         restore it from a backup", file.display()
-    )]
-    Damaged {
-        /// The database.
-        file: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// What the previous process left in the log could not be written again.
-    #[error("the log of {} cannot be written", file.display())]
-    Log {
-        /// The database.
-        file: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// There is no room to begin with.
-    #[error("no room on the disk for {}: free some space", file.display())]
-    Full {
-        /// The database.
-        file: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// It is damaged, and was not salvaged.
-    #[error("{} is damaged ({damage})", file.display())]
-    Salvage {
-        /// The database.
-        file: PathBuf,
-        /// What is wrong with it.
-        damage: String,
-        /// Why it was not salvaged, and what to do.
-        source: SalvageError,
-    },
-    /// Anything else that SQLite says.
-    #[error("{} cannot be opened", file.display())]
-    Sqlite {
-        /// The database.
-        file: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
-    },
-    /// A thread of the store's could not be started.
-    #[error("the store's threads cannot be started")]
-    Thread(#[source] std::io::Error),
-}
-
-impl OpenError {
-    fn is_want_of_room(&self) -> bool {
-        match self {
-            Self::Full { .. } => true,
-            Self::Log { source, .. } => space::is_want_of_room(source),
-            Self::Directory { .. }
-            | Self::InUse { .. }
-            | Self::Newer { .. }
-            | Self::Foreign { .. }
-            | Self::Busy { .. }
-            | Self::Damaged { .. }
-            | Self::Salvage { .. }
-            | Self::Sqlite { .. }
-            | Self::Thread(_) => false,
-        }
-    }
 }
 
 /// The embedded store. Dropping it without [`Store::close`] loses nothing, but leaves the closing to the writer.
@@ -209,7 +98,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     let Options { directory, disk_reserve, metrics } = options;
     let unusable = |source| OpenError::Directory { directory: directory.clone(), source };
     let held = hold(&directory)?;
-    let file = directory.join(salvage::DATABASE);
+    let file = directory.join(DATABASE);
     let ballast = Ballast::find(&directory);
     // A full disk need not keep what waits from being delivered.
     let (connection, depths) = loop {
@@ -224,9 +113,9 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     directory::sync(&directory).map_err(unusable)?;
 
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
-    let (watch, _) = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
+    let watch = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
     let told = metrics.clone();
-    let first = if load::is_small(health.file()) { scrub::EVERY } else { SCRUB_FIRST };
+    let first = if load::is_small(health.file()) { scrub::EVERY } else { load::SCRUB_FIRST };
     let scrub = scrub::start(Arc::clone(&health), first, move |damaged| load::report(damaged, &told));
     let scrub = Mutex::new(Some(scrub.map_err(OpenError::Thread)?));
     let (queue, receiver) = mpsc::channel(QUEUE_MAX);
@@ -270,7 +159,7 @@ pub fn in_use(directory: &Path) -> Option<OpenError> {
 /// # Errors
 /// When the file is newer, damaged or cannot be read.
 pub fn check_format(directory: &Path) -> Result<(), OpenError> {
-    schema::check_format(&directory.join(salvage::DATABASE))
+    schema::check_format(&directory.join(DATABASE))
 }
 
 impl Sqlite {
@@ -285,7 +174,7 @@ impl Sqlite {
     /// tell must not be refused for being much; lanes bound how much it can be.
     async fn submit<W: Work>(&self, work: W) -> Result<W::Output, StoreError> {
         let queue = self.queue()?;
-        let (job, answer) = writer::job(work);
+        let (job, answer) = work::job(work);
         queue.send(job).await.map_err(|_| StoreError::Closed)?;
         // `close` waits for all copies.
         drop(queue);
@@ -303,7 +192,7 @@ impl Sqlite {
                 let health = Arc::clone(&self.health);
                 let query = move |connection: &_| {
                     query(connection).inspect_err(|error| {
-                        if row::is_file_damage(error) {
+                        if verdict::is_file_damage(error) {
                             health.latch_damaged(&error.to_string());
                         }
                     })
@@ -321,7 +210,7 @@ impl Store for Sqlite {
             return Err(fault);
         }
         let prepared = Prepared::new(arrival.verified.delivery());
-        let (job, answer) = writer::job(Accept { arrival, prepared });
+        let (job, answer) = work::job(Accept { arrival, prepared });
         self.queue()?.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => StoreError::Closed,

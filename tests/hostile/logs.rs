@@ -77,7 +77,8 @@ fn a_flood_of_refusals_costs_a_line_a_second_and_each_is_counted() {
     }
     let most = began.elapsed().as_secs() as usize + 2;
     let lines = gateway.log().lines().filter(|line| line.contains("request refused")).count();
-    let suppressed = gateway.metric("countersign_log_suppressed_total{source=\"unmatched\"}").unwrap();
+    let suppressed =
+        gateway.metric("countersign_ingest_rejections_unlogged_total{source=\"unmatched\"}").unwrap();
     println!("{count} refusals, {lines} lines");
     assert!((1..=most).contains(&lines), "{lines} lines, at most {most}");
     assert_eq!(suppressed as usize + lines, count);

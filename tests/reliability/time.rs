@@ -334,14 +334,17 @@ fn a_process_that_stood_still_makes_up_for_it_without_a_storm() {
     eventually("retries come", || times.count() > asked + STEADY_PER_SECOND);
 
     // Sent while it stands still on whatever is open, answered when it goes on.
-    let requests = ["new", "silent", "half", "used"]
+    let requests = ["new", "silent", "half", "used", "slow-body"]
         .map(|id| wire(&Post::signed("owlette", "/webhooks/owlette", id, "x", &body(id))));
     let first = wire(&Post::signed("owlette", "/webhooks/owlette", "first", "x", &body("first")));
-    let [mut silent, mut half, mut used] = [(); 3].map(|()| TcpStream::connect(gateway.listen).unwrap());
+    let [mut silent, mut half, mut used, mut slow_body] =
+        [(); 4].map(|()| TcpStream::connect(gateway.listen).unwrap());
     half.write_all(&requests[2][..30]).unwrap();
+    let in_body = requests[4].len() - 1;
+    slow_body.write_all(&requests[4][..in_body]).unwrap();
     used.write_all(&first).unwrap();
     assert_eq!(status(&mut used), Some(200));
-    gateway.eventually_metric("countersign_ingest_connections", 3.0);
+    gateway.eventually_metric("countersign_ingest_connections", 4.0);
     let asks = Post::signed("owlette-legacy", "/webhooks/owlette-legacy", "asks", "x", &body("asks"));
     assert_eq!(asks.send(gateway.listen).status, 200);
     slow.eventually_got(1);
@@ -351,11 +354,12 @@ fn a_process_that_stood_still_makes_up_for_it_without_a_storm() {
     silent.write_all(&requests[1]).unwrap();
     half.write_all(&requests[2][30..]).unwrap();
     used.write_all(&requests[3]).unwrap();
+    slow_body.write_all(&requests[4][in_body..]).unwrap();
     thread::sleep(stopped);
     gateway.signal("CONT");
     let resumed = Instant::now();
-    let answers = [&mut new, &mut silent, &mut half, &mut used].map(status);
-    assert_eq!(answers, [Some(200); 4]);
+    let answers = [&mut new, &mut silent, &mut half, &mut used, &mut slow_body].map(status);
+    assert_eq!(answers, [Some(200); 5]);
     // What the backend answered meanwhile is heard.
     gateway.eventually_metric("countersign_forward_pending{destination=\"slow\"}", 0.0);
     assert_eq!(slow.got().len(), 1);
@@ -370,6 +374,6 @@ fn a_process_that_stood_still_makes_up_for_it_without_a_storm() {
     // Nothing is forgotten either.
     eventually("what it missed is made up for", || times.count() >= asked + STEADY_PER_SECOND + missed);
     assert_eq!(gateway.metric("countersign_forward_dead{destination=\"bad\"}"), Some(0.0));
-    assert_eq!(gateway.metric("countersign_forward_pending{destination=\"bad\"}"), Some(count as f64 + 5.0));
+    assert_eq!(gateway.metric("countersign_forward_pending{destination=\"bad\"}"), Some(count as f64 + 6.0));
     assert!(!gateway.log().contains("panicked"));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::row::Prepared;
-use super::writer::{Effects, Work};
+use super::work::{Effects, Work};
 use crate::clock::Timestamp;
 use crate::dedup::Key;
 use crate::id::Id;

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 
 use super::row::{self, LoadError};
 use super::salvage::Finding;
+use super::verdict;
 use crate::id::Id;
 
 /// Problems that are told one by one; where there are more, it is the file that is the problem.
@@ -42,7 +43,7 @@ pub(super) fn all(connection: &Connection) -> rusqlite::Result<Checked> {
     let mut checked = Checked::default();
     let read = structure(connection, &mut checked).and_then(|()| contents(connection, &mut checked));
     match read {
-        Err(error) if row::is_damage(&error) => checked.problems.push(error.to_string()),
+        Err(error) if verdict::is_damage(&error) => checked.problems.push(error.to_string()),
         read => read?,
     }
     Ok(checked)
@@ -69,11 +70,11 @@ fn contents(connection: &Connection, checked: &mut Checked) -> rusqlite::Result<
     while let Some(row) = rows.next()? {
         let id = Id::from_bytes(row.get(0)?);
         if row.get(1)? {
-            checked.problems.push(format!("delivery {id} has not the forwards that it had"));
+            checked.problems.push(format!("{}: {id}", verdict::OTHER_FORWARDS));
         }
         match row::load(connection, id) {
             Ok(Some(_)) => checked.deliveries += 1,
-            Ok(None) => checked.problems.push(format!("delivery {id} is not where its index says")),
+            Ok(None) => checked.problems.push(format!("{}: {id}", verdict::MISPLACED)),
             Err(LoadError::Damaged(what) | LoadError::Unreadable(what)) => {
                 // As the provider knows it, as far as it can be read.
                 let what = row.get::<_, String>(2).map_or(what.clone(), |name| format!("{what}: {name}"));

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
+use super::directory::beside;
 use super::salvage;
-use super::space::{self, Ballast};
+use super::space::{self, Ballast, Room};
 use crate::store::StoreError;
 
 /// The reserve when none is configured: so much,
@@ -117,23 +118,19 @@ impl Health {
     }
 
     fn look(&self) {
-        let mut shared = self.file.clone().into_os_string();
-        shared.push("-shm");
-        let files = [&self.file, &space::log_of(&self.file), &PathBuf::from(shared)];
-        let bytes = files.into_iter().map(|file| space::size_of(file)).sum();
+        let bytes =
+            ["", "-wal", "-shm"].iter().map(|suffix| space::size_of(&beside(&self.file, suffix))).sum();
         self.bytes.store(bytes, Ordering::Relaxed);
 
         let full = self.full.load(Ordering::Relaxed)
             && space::probe(&self.file).is_err_and(|error| space::is_want_of_room(&error));
         self.full.store(full, Ordering::Relaxed);
-        let space = rustix::fs::statvfs(self.file.parent().unwrap_or(&self.file));
-        let unknown = self.unknown.swap(space.is_err(), Ordering::Relaxed);
-        let below = match space {
-            Ok(space) => {
-                let total = space.f_blocks.saturating_mul(space.f_frsize);
+        let room = space::room(self.file.parent().unwrap_or(&self.file));
+        let unknown = self.unknown.swap(room.is_err(), Ordering::Relaxed);
+        let below = match room {
+            Ok(Room { total, free }) => {
                 let reserve = self.reserve.unwrap_or(RESERVE_MAX.min(total / RESERVE_SHARE));
                 let owed = self.ballast.owed(total);
-                let free = space.f_bavail.saturating_mul(space.f_frsize);
                 let below = full || free < reserve.saturating_add(owed);
                 if !below {
                     self.ballast.keep(owed);
@@ -158,14 +155,14 @@ impl Health {
 }
 
 /// Starts the thread that looks, with traffic or without, until the sender is dropped.
-pub(super) fn watch(health: Arc<Health>) -> io::Result<(Sender<Infallible>, JoinHandle<()>)> {
+pub(super) fn watch(health: Arc<Health>) -> io::Result<Sender<Infallible>> {
     let (owner, ended): (_, Receiver<Infallible>) = channel();
-    let thread = thread::Builder::new().name("store-watch".to_owned()).spawn(move || {
+    thread::Builder::new().name("store-watch".to_owned()).spawn(move || {
         while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
             health.look();
         }
     })?;
-    Ok((owner, thread))
+    Ok(owner)
 }
 
 /// The data behind our mutexes is consistent between statements, so that a panic elsewhere does not spoil it.
@@ -188,12 +185,14 @@ mod tests {
         health.below_reserve.store(true, Ordering::Relaxed);
         assert_eq!(health.fault(), Some(StoreError::DiskFull));
 
-        let (owner, thread) = watch(Arc::clone(&health)).unwrap();
+        let owner = watch(Arc::clone(&health)).unwrap();
         std::fs::write(root.path().join("countersign.db-wal"), "345").unwrap();
         while health.fault().is_some() || health.bytes() != 5 {
             thread::yield_now();
         }
         drop(owner);
-        thread.join().unwrap();
+        while Arc::strong_count(&health) > 1 {
+            thread::yield_now();
+        }
     }
 }

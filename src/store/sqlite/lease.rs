@@ -7,8 +7,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::row::{self, LoadError};
-use super::schema;
-use super::writer::{Effects, Work};
+use super::verdict;
+use super::work::{Effects, Work};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::delivery::Delivery;
 use crate::id::Id;
@@ -62,7 +62,7 @@ pub(super) fn due(
                 Found::Delivery(Arc::new(delivery))
             }
             Ok(None) if row::is_in_table(connection, id)? => {
-                return Err(schema::corrupt("a delivery is not where its index says"));
+                return Err(verdict::corrupt(verdict::MISPLACED));
             }
             Ok(None) => Found::Damaged("the delivery is not there".to_owned()),
             Err(LoadError::Damaged(what)) => Found::Damaged(what),
@@ -232,6 +232,7 @@ mod tests {
     use rusqlite::ffi;
 
     use super::*;
+    use crate::store::sqlite::schema;
     use crate::store::sqlite::writer::tests::NoLanes;
 
     /// One unreadable sector had failed each lease of its lane, for good.

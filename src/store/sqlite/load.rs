@@ -1,17 +1,21 @@
-//! From a data directory to a database that can be worked with, salvaged when it is damaged. A small one is read whole before it is used; of a larger one that is left to the scrub.
+//! From a data directory to a database that can be worked with, salvaged when it is damaged. A small one is read whole
+//! before it is used; of a larger one that is left to the scrub.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::depths::Depths;
-use super::salvage::{self, Finding, SalvageError, Salvaged};
-use super::{OpenError, check, schema};
+use super::salvage::{self, Finding, Salvaged};
+use super::{DATABASE, OpenError, check, schema, verdict};
 use crate::id::Id;
 use crate::metrics::Metrics;
 
 /// Up to this size a store is read whole before it is used: within half a second on any machine that stores webhooks.
 const SMALL: u64 = 64 << 20;
+/// How soon a larger one is read, in the background: not while the first lanes fill.
+pub(super) const SCRUB_FIRST: Duration = Duration::from_secs(5);
 
 /// The writer's connection, and how full each lane is; what was in flight waits again. Salvages what is damaged.
 pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
@@ -28,13 +32,13 @@ pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, D
 /// Opens a database that has to be sound: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
 /// are set aside.
 fn load_sound(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
-    let file = directory.join(salvage::DATABASE);
+    let file = directory.join(DATABASE);
     let failed = |error| schema::failure(&file, error);
     let connection = schema::open_writer(&file)?;
     if is_small(&file) {
         let checked = check::all(&connection).map_err(failed)?;
         if let Some(problem) = checked.problems.first() {
-            return Err(failed(schema::corrupt(problem)));
+            return Err(failed(verdict::corrupt(problem)));
         }
         for damaged in &checked.damaged {
             set_aside(&connection, damaged).map_err(failed)?;
@@ -52,12 +56,9 @@ fn load_salvaged(
     damage: &str,
     metrics: &Metrics,
 ) -> Result<(Connection, Depths), OpenError> {
-    let file = directory.join(salvage::DATABASE);
+    let file = directory.join(DATABASE);
     tracing::error!(file = %file.display(), damage, "the store is damaged, salvaging what it holds");
-    salvage::salvage(directory, false).map_err(|source| match source {
-        SalvageError::Foreign { file } => OpenError::Foreign { file },
-        source => OpenError::Salvage { file: file.clone(), damage: damage.to_owned(), source },
-    })?;
+    salvage::salvage(directory, false).map_err(|source| OpenError::unsalvaged(&file, damage, source))?;
     load_sound(directory, metrics)
 }
 

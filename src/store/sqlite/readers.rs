@@ -21,7 +21,8 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn open(file: &Path) -> Result<Self, OpenError> {
-        let idle = (0..CONNECTIONS).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>()?;
+        let idle = (0..CONNECTIONS).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>();
+        let idle = idle.map_err(|error| schema::failure(file, error))?;
         Ok(Self { free: Arc::new(Semaphore::new(idle.len())), idle: Arc::new(Mutex::new(idle)) })
     }
 

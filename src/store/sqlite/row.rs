@@ -144,17 +144,6 @@ pub(super) fn is_in_table(connection: &Connection, id: Id) -> rusqlite::Result<b
     select.query_row([id.as_bytes()], |row| row.get(0))
 }
 
-/// Whether what was read is not what was written.
-pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    // Without a code it is not from SQLite but from us: a value of another type or range than was written.
-    error.sqlite_error_code().is_none() || is_file_damage(error)
-}
-
-/// Whether it is more than a single value that is not what was written.
-pub(super) fn is_file_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
 /// Over every column that a backend or an operator may get to see, each with its length.
 fn checksum(delivery: &Delivery, headers: &[u8], body_digest: &[u8; 32]) -> Checksum {
     let verification = &delivery.verification;

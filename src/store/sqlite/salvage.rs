@@ -6,34 +6,22 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use self::log::{Log, beside};
+use self::files::{CREATED, DAMAGE, aside, begin, complete, write_report};
+use self::log::Log;
 use self::merge::Staging;
-use self::page::{NEWEST, Pages, word};
-use super::{directory, schema};
+use self::page::{MAGIC, NEWEST, Pages, word};
+use super::{DATABASE, schema, space};
 use crate::id::Id;
 
+mod files;
 mod log;
 mod merge;
 mod page;
 
-/// The database, in its directory.
-pub(super) const DATABASE: &str = "countersign.db";
-/// A database that is complete and durable, and waits to take the damaged one's place.
-const SALVAGED: &str = "countersign.db-salvaged";
-/// One that is being written.
-const UNFINISHED: &str = "countersign.db-unfinished";
-/// Its being there says that the database has been more than an empty file.
-const CREATED: &str = "created";
-/// Left by a process that met damage, for the next one: the file says what it met.
-const DAMAGE: &str = "damage";
-/// What a salvage found, until a gateway has told of it: whoever salvaged may not have been one.
-const REPORT: &str = "salvaged.json";
-/// Everything that belongs to a database that is moved aside; the database last, so that a crash between two leaves it.
-const MOVED: [&str; 4] = ["-wal", "-shm", "-journal", ""];
+pub(super) use self::files::{mark, note_created, settle, told, untold};
 
 /// What salvaging a store came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +123,7 @@ fn header_damage(file: &Path) -> io::Result<Option<String>> {
     let pages = Pages::open(file)?;
     let (first, _) = pages.read(1)?;
     let ours = word(&first, 68) == schema::APPLICATION_ID.cast_unsigned();
-    let plain = first[..16] == *b"SQLite format 3\0"
+    let plain = first[..16] == MAGIC
         // With a rollback journal it is what a first start that failed leaves, or a copy of an operator's.
         && [[2, 2], [1, 1]].iter().any(|mode| first[18..20] == *mode)
         && first[20..24] == [0, 64, 32, 32]
@@ -143,74 +131,6 @@ fn header_damage(file: &Path) -> io::Result<Option<String>> {
         && word(&first, 56) == 1
         && [52, 64].iter().all(|at| word(&first, *at) == 0);
     Ok((ours && !plain).then(|| "its header is damaged".to_owned()))
-}
-
-/// Has the next start salvage the database first.
-pub(super) fn mark(directory: &Path, reason: &str) {
-    let written = fs::write(directory.join(DAMAGE), reason).and_then(|()| directory::sync(directory));
-    if let Err(error) = written {
-        tracing::error!(%error, "the damage could not be noted for the next start");
-    }
-}
-
-/// Finishes what a crash interrupted: a salvaged database takes its place.
-///
-/// # Errors
-/// When a file cannot be moved.
-pub(super) fn settle(directory: &Path) -> io::Result<()> {
-    let salvaged = directory.join(SALVAGED);
-    if !salvaged.try_exists()? {
-        return Ok(());
-    }
-    let aside = aside(directory)?;
-    fs::create_dir_all(&aside)?;
-    directory::sync(directory)?;
-    for suffix in MOVED {
-        let name = format!("{DATABASE}{suffix}");
-        move_file(&directory.join(&name), &aside.join(&name))?;
-    }
-    move_file(&directory.join(DAMAGE), &aside.join(DAMAGE))?;
-    directory::sync(&aside)?;
-    fs::rename(salvaged, directory.join(DATABASE))?;
-    directory::sync(directory)
-}
-
-/// Where the damaged files go: the first directory that has none.
-fn aside(directory: &Path) -> io::Result<PathBuf> {
-    let mut number = 1;
-    loop {
-        let aside = directory.join(format!("damaged-{number}"));
-        if !aside.join(DATABASE).try_exists()? {
-            return Ok(aside);
-        }
-        number += 1;
-    }
-}
-
-fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
-fn move_file(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        moved => moved,
-    }
-}
-
-/// Remembers that there is a database, so that one that is empty is known to be damaged. Not being able to is no reason
-/// not to use it.
-pub(super) fn note_created(directory: &Path) {
-    let path = directory.join(CREATED);
-    if path.exists() {
-        return;
-    }
-    if let Err(error) = fs::File::create(path).and_then(|_| directory::sync(directory)) {
-        tracing::debug!(%error, "not noted that there is a database");
-    }
 }
 
 /// Salvages the database in `directory`, which the caller holds. Where nothing at all can be saved, only when `forced`.
@@ -221,8 +141,7 @@ pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, Salvag
     let file = directory.join(DATABASE);
     let pages = Pages::open(&file)?;
     let needed = pages.count as u64 * pages.size as u64 * 5 / 4 + (1 << 20);
-    let space = rustix::fs::statvfs(directory).map_err(io::Error::from)?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let free = space::room(directory)?.free;
     if free < needed {
         return Err(SalvageError::Space { needed, free });
     }
@@ -235,7 +154,7 @@ pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, Salvag
     transaction.commit()?;
     if salvaged.deliveries + salvaged.pending + salvaged.claims == 0 {
         let (first, _) = pages.read(1)?;
-        let a_database = first[..16] == *b"SQLite format 3\0";
+        let a_database = first[..16] == MAGIC;
         let application = word(&first, 68);
         if a_database && application != schema::APPLICATION_ID.cast_unsigned() && word(&first, 28) > 1 {
             return Err(SalvageError::Foreign { file });
@@ -254,38 +173,10 @@ pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, Salvag
     Ok(salvaged)
 }
 
-fn write_report(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
-    let mut file = fs::File::create(directory.join(REPORT))?;
-    serde_json::to_writer_pretty(&mut file, salvaged)?;
-    file.sync_all()
-}
-
-/// What the latest salvage found, when nobody has been told yet.
-///
-/// # Errors
-/// When it cannot be read.
-pub(super) fn untold(directory: &Path) -> io::Result<Option<Salvaged>> {
-    match fs::read(directory.join(REPORT)) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Remembers that the log and the metrics have been told.
-///
-/// # Errors
-/// When the report cannot be moved to the damaged files.
-pub(super) fn told(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
-    // By its name: whoever salvaged may have called the data directory otherwise.
-    let aside = directory.join(salvaged.damaged.file_name().unwrap_or_default());
-    move_file(&directory.join(REPORT), &aside.join(REPORT))
-}
-
 /// What cannot be named, since all that named it is gone with it.
 fn lost_pages(pages: &Pages) -> io::Result<Option<String>> {
     let (first, _) = pages.read(1)?;
-    let sound = first[..16] == *b"SQLite format 3\0";
+    let sound = first[..16] == MAGIC;
     let promised =
         if sound && word(&first, 28) < pages.count.saturating_mul(4) { word(&first, 28) } else { 0 };
     let cut_off = promised.saturating_sub(pages.count);
@@ -329,25 +220,3 @@ fn read(pages: &Pages, staging: &Staging<'_>) -> Result<(), SalvageError> {
 
 /// A delivery has so many columns, and its id, of this type, is the first: a blob of 16 bytes.
 const DELIVERY: (usize, u8) = (16, 12 + 2 * 16);
-
-/// A new database that nobody knows of yet.
-fn begin(directory: &Path) -> Result<(PathBuf, Connection), SalvageError> {
-    let path = directory.join(UNFINISHED);
-    for suffix in MOVED {
-        remove_file(&beside(&path, suffix))?;
-    }
-    Ok((path.clone(), schema::create(&path)?))
-}
-
-/// Makes it durable, and then known.
-fn complete(directory: &Path, path: &Path, connection: Connection) -> Result<(), SalvageError> {
-    schema::seal(&connection)?;
-    connection.close().map_err(|(_, error)| error)?;
-    fs::File::open(path)?.sync_all()?;
-    for suffix in &MOVED[..3] {
-        remove_file(&beside(path, suffix))?;
-    }
-    fs::rename(path, directory.join(SALVAGED))?;
-    directory::sync(directory)?;
-    Ok(())
-}

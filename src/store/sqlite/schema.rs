@@ -7,7 +7,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
 
-use super::{OpenError, space};
+use super::directory::beside;
+use super::{OpenError, space, verdict};
 
 /// "CsGn": `file(1)` and our own check tell the database from any other by it.
 pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
@@ -93,11 +94,6 @@ fn is_schema(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
     connection.query_row(distinct, [], |row| row.get(0))
 }
 
-pub(super) fn corrupt(what: &str) -> rusqlite::Error {
-    let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
-    rusqlite::Error::SqliteFailure(error, Some(what.to_owned()))
-}
-
 /// The format of a database of ours, 0 of one that is empty; refuses others, newer ones, and damaged ones.
 pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, OpenError> {
     let failed = |error| failure(file, error);
@@ -109,7 +105,7 @@ pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Open
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let fresh = application == 0 && tables == 0;
     // A number of the header may be damaged; all tables are not by accident those that we know.
-    let damaged = |what: &str| OpenError::Damaged { file: file.to_owned(), source: corrupt(what) };
+    let damaged = |what: &str| OpenError::Damaged { file: file.to_owned(), source: verdict::corrupt(what) };
     let matches = |format: u32| is_schema(connection, format).map_err(failed);
     match u32::try_from(format) {
         Ok(format) if application == APPLICATION_ID && format > FORMAT => {
@@ -131,13 +127,10 @@ pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Open
 }
 
 /// A connection that only reads.
-pub(super) fn open_reader(file: &Path) -> Result<Connection, OpenError> {
-    let open = || {
-        let connection = connect(file)?;
-        connection.pragma_update(None, "query_only", true)?;
-        Ok(connection)
-    };
-    open().map_err(|error| failure(file, error))
+pub(super) fn open_reader(file: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(file)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
 }
 
 pub(super) fn connect(file: &Path) -> rusqlite::Result<Connection> {
@@ -179,7 +172,7 @@ fn rewrite_log(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     // Nobody else may append meanwhile, neither we ourselves.
     let held = Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
     let held = held.map_err(|error| failure(file, error))?;
-    space::rewrite(&space::log_of(file))
+    space::rewrite(&beside(file, "-wal"))
         .map_err(|source| OpenError::Log { file: file.to_owned(), source })?;
     held.rollback().map_err(|error| failure(file, error))
 }
@@ -202,9 +195,7 @@ fn verify_durable(connection: &Connection, patience: Duration) -> rusqlite::Resu
 pub(super) fn failure(file: &Path, error: rusqlite::Error) -> OpenError {
     let file = PathBuf::from(file);
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Damaged { file, source: error }
-        }
+        _ if verdict::is_file_damage(&error) => OpenError::Damaged { file, source: error },
         Some(ErrorCode::DatabaseBusy) => OpenError::Busy { file },
         Some(ErrorCode::DiskFull) => OpenError::Full { file, source: error },
         Some(ErrorCode::SystemIoFailure)

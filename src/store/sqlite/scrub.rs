@@ -10,14 +10,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, params};
 use tokio::time::Instant;
 
 use super::health::Health;
 use super::row::{self, LoadError};
 use super::salvage::Finding;
-use super::schema;
+use super::{schema, verdict};
 use crate::id::Id;
 
 /// How often the whole store is read.
@@ -41,7 +40,7 @@ pub(super) fn start(
         while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) && health.ended().is_none() {
             match pass(health.file(), &ended, &report) {
                 Ok(()) => tracing::debug!("store read"),
-                Err(error) if row::is_damage(&error) => {
+                Err(error) if verdict::is_damage(&error) => {
                     health.latch_damaged(&error.to_string());
                 }
                 Err(error) => tracing::warn!(%error, "store not read to its end"),
@@ -54,10 +53,7 @@ pub(super) fn start(
 
 /// Reads the whole store once; damage that is not a single delivery's is the error.
 fn pass(file: &Path, ended: &Receiver<Infallible>, report: impl Fn(&[Finding])) -> rusqlite::Result<()> {
-    let connection = schema::connect(file)?;
-    connection.pragma_update(None, "query_only", true)?;
-    // The writer closes the database, whoever is the last to have it open.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let connection = schema::open_reader(file)?;
     let mut stage = Some(Stage::Listed(None));
     while let Some(next) = stage {
         let started = Instant::now();
@@ -104,7 +100,7 @@ fn listed(
     let mut last = None;
     while let Some(row) = rows.next()? {
         if !row.get::<_, bool>(4)? {
-            return Err(schema::corrupt("an index lists a forward that its table has not"));
+            return Err(verdict::corrupt(verdict::NOT_IN_TABLE));
         }
         last = Some((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
     }
@@ -125,7 +121,7 @@ fn forwards(connection: &Connection, after: Option<(Vec<u8>, String)>) -> rusqli
     let mut last = None;
     while let Some(row) = rows.next()? {
         if !row.get::<_, bool>(2)? {
-            return Err(schema::corrupt("a forward that waits is not in its index"));
+            return Err(verdict::corrupt("a forward that waits is not in its index"));
         }
         last = Some((row.get(0)?, row.get(1)?));
     }
@@ -138,7 +134,7 @@ fn deliveries(
     report: impl Fn(&[Finding]),
 ) -> rusqlite::Result<Option<Stage>> {
     let mut select = connection.prepare_cached(
-        "SELECT rowid, id, forwards > (SELECT count(*) FROM forward WHERE delivery = id)
+        "SELECT rowid, id, forwards <> (SELECT count(*) FROM forward WHERE delivery = id)
          FROM delivery NOT INDEXED WHERE rowid > ?1 ORDER BY rowid LIMIT ?2",
     )?;
     let mut rows = select.query([after, DELIVERIES])?;
@@ -146,11 +142,11 @@ fn deliveries(
     while let Some(row) = rows.next()? {
         let id = Id::from_bytes(row.get(1)?);
         if row.get(2)? {
-            return Err(schema::corrupt("a delivery has not the forwards that it had"));
+            return Err(verdict::corrupt(verdict::OTHER_FORWARDS));
         }
         match row::load(connection, id) {
             Ok(Some(_)) => {}
-            Ok(None) => return Err(schema::corrupt("a delivery is not where its index says")),
+            Ok(None) => return Err(verdict::corrupt(verdict::MISPLACED)),
             Err(LoadError::Damaged(what) | LoadError::Unreadable(what)) => {
                 report(&[Finding { delivery: Some(id), what, lost: true }]);
             }
@@ -204,15 +200,21 @@ mod tests {
                  WHERE name = 'forward_pending';
              PRAGMA writable_schema = RESET;";
         let deleted = "DELETE FROM forward WHERE due_at = 1500;";
-        check(&format!("{without}{deleted}{again}"), Some("an index lists a forward that its table has not"));
+        check(&format!("{without}{deleted}{again}"), Some(verdict::NOT_IN_TABLE));
         let moved = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
         check(&format!("{without}{moved}{again}"), Some("a forward that waits is not in its index"));
     }
 
     #[test]
-    fn a_delivery_without_its_forwards_is_found() {
-        let row = "INSERT INTO delivery VALUES (zeroblob(16), 's', NULL, NULL, 1, '::1', 'POST', '/', 1, 'x', NULL, NULL,
-             1, zeroblob(16), x'', x'');";
-        check(row, Some("a delivery has not the forwards that it had"));
+    fn a_delivery_with_other_forwards_than_its_own_is_found() {
+        let row = |forwards: u32| {
+            format!(
+                "INSERT INTO delivery VALUES (zeroblob(16), 's', NULL, NULL, 1, '::1', 'POST', '/', 1, 'x', NULL,
+                     NULL, {forwards}, zeroblob(16), x'', x'');"
+            )
+        };
+        check(&row(1), Some(verdict::OTHER_FORWARDS));
+        let more = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+        check(&format!("{}{more}", row(0)), Some(verdict::OTHER_FORWARDS));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::writer::{Effects, Work};
+use super::work::{Effects, Work};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::forward::Progress;
 use crate::store::{AttemptRecord, Settlement};

@@ -8,7 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+use super::directory::beside;
 
 /// What is kept aside at most: room for tens of thousands of settlements.
 const BALLAST_MAX: u64 = 8 << 20;
@@ -83,7 +85,7 @@ pub(super) fn is_want_of_room(error: &io::Error) -> bool {
 /// What the operating system says to a write beside `file`, as far out as the store's files reach. SQLite tells a full
 /// disk from a broken one, but takes a quota and a limit to the size of files for a broken one.
 pub(super) fn probe(file: &Path) -> io::Result<()> {
-    let end = size_of(file).max(size_of(&log_of(file)));
+    let end = size_of(file).max(size_of(&beside(file, "-wal")));
     let path = file.with_file_name("probe");
     // Two pages, so that one is whole.
     let written = File::create(&path).and_then(|probe| probe.write_all_at(&[0; 2 << 12], end));
@@ -91,11 +93,19 @@ pub(super) fn probe(file: &Path) -> io::Result<()> {
     written
 }
 
-/// The write-ahead log of a database.
-pub(super) fn log_of(file: &Path) -> PathBuf {
-    let mut log = file.to_owned().into_os_string();
-    log.push("-wal");
-    log.into()
+/// How much room a file system has, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) total: u64,
+    /// For us: some may be kept for root.
+    pub(super) free: u64,
+}
+
+/// The room of the file system of `directory`.
+pub(super) fn room(directory: &Path) -> io::Result<Room> {
+    let space = statvfs(directory)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+    Ok(Room { total: bytes(space.f_blocks), free: bytes(space.f_bavail) })
 }
 
 /// The size of a file; 0 when it is not there.

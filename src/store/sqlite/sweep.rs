@@ -3,7 +3,7 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::writer::{Effects, Work};
+use super::work::{Effects, Work};
 use crate::clock::{DIFFERENCE_MAX, Timestamp, earlier};
 use crate::id::Id;
 use crate::store::Swept;

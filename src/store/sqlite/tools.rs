@@ -5,11 +5,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::config::DbConfig;
-
 use super::check::{self, Checked};
-use super::salvage::{self, SalvageError, Salvaged};
-use super::{OpenError, directory, hold, schema};
+use super::salvage::{self, Salvaged};
+use super::{DATABASE, OpenError, directory, hold, schema};
 
 /// Reads the whole store in `directory` and says what is not as it was written. A gateway may be using it: its log
 /// grows meanwhile. Changes nothing.
@@ -34,8 +32,7 @@ pub fn check(directory: &Path) -> Result<Checked, OpenError> {
 
 fn read(file: &Path) -> Result<Checked, OpenError> {
     let failed = |error| schema::failure(file, error);
-    let connection = schema::open_reader(file)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    let connection = schema::open_reader(file).map_err(failed)?;
     match schema::identify(&connection, file) {
         Err(OpenError::Damaged { source, .. }) => {
             return Ok(Checked { problems: vec![source.to_string()], ..Checked::default() });
@@ -53,7 +50,7 @@ fn read(file: &Path) -> Result<Checked, OpenError> {
 /// When there is no store, it is in use or another program's, or there is no room for the copy.
 pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
     let refused = |source| OpenError::Directory { directory: directory.to_owned(), source };
-    if !directory.join(salvage::DATABASE).exists() {
+    if !directory.join(DATABASE).exists() {
         salvage::settle(directory).map_err(refused)?;
     }
     let file = existing(directory)?;
@@ -68,10 +65,8 @@ pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
             Err(other) => other.to_string(),
         },
     };
-    let salvaged = salvage::salvage(directory, true).map_err(|source| match source {
-        SalvageError::Foreign { file } => OpenError::Foreign { file },
-        source => OpenError::Salvage { file, damage, source },
-    });
+    let salvaged =
+        salvage::salvage(directory, true).map_err(|source| OpenError::unsalvaged(&file, &damage, source));
     drop(held);
     salvaged.map(Some)
 }
@@ -105,7 +100,7 @@ pub fn backup(directory: &Path, to: &Path) -> Result<Backup, OpenError> {
         let _ = fs::remove_file(&unfinished);
     }
     copied?;
-    let name = to.join(salvage::DATABASE);
+    let name = to.join(DATABASE);
     let finish = || {
         let copy = File::open(&unfinished)?;
         copy.sync_all()?;
@@ -121,7 +116,6 @@ pub fn backup(directory: &Path, to: &Path) -> Result<Backup, OpenError> {
 fn copy(file: &Path, to: &Path) -> Result<(), OpenError> {
     let failed = |error| schema::failure(file, error);
     let connection = schema::connect(file).map_err(failed)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
     schema::identify(&connection, file)?;
     let name = to
         .to_str()
@@ -132,7 +126,7 @@ fn copy(file: &Path, to: &Path) -> Result<(), OpenError> {
 }
 
 fn existing(directory: &Path) -> Result<PathBuf, OpenError> {
-    let file = directory.join(salvage::DATABASE);
+    let file = directory.join(DATABASE);
     match fs::metadata(&file) {
         Ok(_) => Ok(file),
         Err(source) => Err(unusable(directory, source)),

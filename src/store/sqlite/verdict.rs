@@ -7,6 +7,28 @@ use super::health::Health;
 use super::space;
 use crate::store::StoreError;
 
+/// How a store contradicts itself, in the words of whoever finds it.
+pub(super) const NOT_IN_TABLE: &str = "an index lists a forward that its table has not";
+pub(super) const MISPLACED: &str = "a delivery is not where its index says";
+pub(super) const OTHER_FORWARDS: &str = "a delivery has not the forwards that it had";
+
+/// Whether what was read is not what was written.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    // Without a code it is not from SQLite but from us: a value of another type or range than was written.
+    error.sqlite_error_code().is_none() || is_file_damage(error)
+}
+
+/// Whether it is more than a single value that is not what was written.
+pub(super) fn is_file_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// What SQLite would say of damage that we have found.
+pub(super) fn corrupt(what: &str) -> rusqlite::Error {
+    let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(error, Some(what.to_owned()))
+}
+
 /// What became of the store by a failure that was not a single value's. After a failed write or fsync the page cache may
 /// differ from the disk for good, and neither we nor SQLite can find out: the only safe thing is to stop, and to start
 /// over from the disk.
@@ -25,9 +47,7 @@ pub(super) fn judge(error: &rusqlite::Error, connection: &Connection, health: &H
         },
         // Somebody holds the write lock: nothing of ours has been written.
         Some((ErrorCode::DatabaseBusy, _)) if undone => StoreError::Busy,
-        Some((ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _)) => {
-            health.latch_damaged(&error.to_string())
-        }
+        _ if is_file_damage(error) => health.latch_damaged(&error.to_string()),
         _ => health.latch(format!("a failed write: {error}")),
     }
 }

@@ -1,23 +1,21 @@
 //! The one thread that writes. It takes what is queued into one transaction, so that however many are waiting pay for
 //! one fsync, and answers them when it is done. What a single piece of work does to the tables is not decided here.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot, watch};
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::depths::{Change, Depths};
+use super::depths::Depths;
 use super::directory::Held;
 use super::health::Health;
 use super::verdict;
-use crate::clock::Timestamp;
-use crate::id::Id;
+use super::work::{Effects, Queued};
 use crate::metrics::Metrics;
-use crate::store::{Lease, Outlet, Slot, StoreError};
+use crate::store::{Outlet, StoreError};
 
 /// Work in one transaction. More would not save fsyncs worth mentioning, and the first would wait for the last.
 const WORK_MAX: usize = 512;
@@ -25,118 +23,6 @@ const WORK_MAX: usize = 512;
 const BYTES_MAX: usize = 16 << 20;
 /// Pages in the log (4 KiB each) that are worth copying into the database.
 pub(super) const CHECKPOINT_PAGES: i64 = 2_000;
-
-/// One thing to do in a transaction.
-pub(super) trait Work: Send + 'static {
-    /// What the caller gets once it is durable.
-    type Output: Send;
-
-    /// Whether it takes new space, and so is what a full disk refuses first.
-    const ADDS: bool = false;
-
-    /// Bytes to be written, roughly.
-    fn bytes(&self) -> usize {
-        0
-    }
-
-    /// Does it. May be done again after the transaction has failed and been rolled back.
-    fn apply(
-        &self,
-        transaction: &Transaction<'_>,
-        effects: &mut Effects<'_>,
-    ) -> rusqlite::Result<Self::Output>;
-}
-
-/// What is to happen when the transaction is durable, and not at all when it fails.
-pub(super) struct Effects<'o> {
-    pub(super) outlet: &'o dyn Outlet,
-    pub(super) deliveries: u32,
-    pub(super) changes: Vec<Change>,
-    pub(super) dispatches: Vec<(Lease, Slot)>,
-    pub(super) wakes: BTreeSet<Arc<str>>,
-    /// Forwards that were set aside, and what is wrong with their rows.
-    pub(super) corrupt: Vec<(Id, Arc<str>, String)>,
-    /// Whether the index of what is pending was seen to contradict its table.
-    pub(super) index_damaged: bool,
-}
-
-impl<'o> Effects<'o> {
-    pub(super) fn new(outlet: &'o dyn Outlet) -> Self {
-        Self {
-            outlet,
-            deliveries: 0,
-            changes: Vec::new(),
-            dispatches: Vec::new(),
-            wakes: BTreeSet::new(),
-            corrupt: Vec::new(),
-            index_damaged: false,
-        }
-    }
-
-    pub(super) fn pending(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, 1)), 0);
-    }
-
-    pub(super) fn settled(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, -1)), 0);
-    }
-
-    pub(super) fn died(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, -1)), 1);
-    }
-
-    pub(super) fn revived(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, 1)), -1);
-    }
-
-    fn change(&mut self, destination: &Arc<str>, pending: Option<(Timestamp, i8)>, dead: i8) {
-        self.changes.push(Change { destination: Arc::clone(destination), pending, dead });
-    }
-}
-
-/// Work in the queue, of whatever kind.
-pub(super) trait Queued: Send {
-    fn adds(&self) -> bool;
-    fn bytes(&self) -> usize;
-    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()>;
-    fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
-}
-
-struct Job<W: Work> {
-    work: W,
-    output: Option<W::Output>,
-    reply: oneshot::Sender<Result<W::Output, StoreError>>,
-}
-
-/// Where the answer to work comes.
-type Answer<W> = oneshot::Receiver<Result<<W as Work>::Output, StoreError>>;
-
-/// Makes `work` fit for the queue.
-pub(super) fn job<W: Work>(work: W) -> (Box<dyn Queued>, Answer<W>) {
-    let (reply, answer) = oneshot::channel();
-    (Box::new(Job { work, output: None, reply }), answer)
-}
-
-impl<W: Work> Queued for Job<W> {
-    fn adds(&self) -> bool {
-        W::ADDS
-    }
-
-    fn bytes(&self) -> usize {
-        self.work.bytes()
-    }
-
-    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()> {
-        self.output = Some(self.work.apply(transaction, effects)?);
-        Ok(())
-    }
-
-    fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let Self { output, reply, .. } = *self;
-        // A caller that has stopped waiting changes nothing: what was committed stays.
-        let _ = reply.send(outcome.and_then(|()| output.ok_or(StoreError::Closed)));
-    }
-}
 
 /// Why a batch was not committed.
 enum Failure {
@@ -199,7 +85,7 @@ impl Writer {
                     self.health.latch("the outlet panicked".to_owned());
                 }
                 if index_damaged {
-                    self.health.latch_damaged("an index lists a forward that its table has not");
+                    self.health.latch_damaged(verdict::NOT_IN_TABLE);
                 }
                 self.checkpoint();
             }
@@ -368,9 +254,13 @@ fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use rusqlite::Transaction;
+
     use super::*;
     use crate::store::sqlite::space::Ballast;
+    use crate::store::sqlite::work::{Work, job};
     use crate::store::sqlite::{directory, schema};
+    use crate::store::{Lease, Slot};
 
     /// Work that is one statement, after `READ` one that returns a byte; one that is not SQL panics, as a bug of ours would.
     struct Sql<const ADDS: bool>(&'static str);

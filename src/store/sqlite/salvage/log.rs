@@ -5,7 +5,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::super::directory::beside;
 
 const HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
@@ -203,13 +205,6 @@ pub(super) fn read_padded(file: &File, at: u64, length: usize) -> io::Result<Vec
         }
     }
     Ok(bytes)
-}
-
-/// The name that SQLite gives to what belongs to a database.
-pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 fn number(bytes: &[u8]) -> u32 {

@@ -29,6 +29,9 @@ struct Place {
     rank: i64,
 }
 
+/// How a database begins.
+pub(super) const MAGIC: [u8; 16] = *b"SQLite format 3\0";
+
 /// How new a page is: what stands on a newer one has happened later.
 pub(super) const NEWEST: i64 = i64::MAX;
 

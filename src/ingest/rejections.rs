@@ -1,4 +1,4 @@
-//! Decides which refusals are logged: one a second of each source and reason, so that operators read why requests are
+//! Decides which rejections are logged: one a second of each source and reason, so that operators read why requests are
 //! refused, and a flood costs the log nothing. Both are closed sets, so memory is bounded. What is not logged is told by
 //! the next line of its kind, and is counted anyway.
 
@@ -13,17 +13,17 @@ const LINES: Rate = Rate { events: 1, per: Duration::from_secs(1) };
 
 /// By source, then by reason.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<HashMap<String, HashMap<&'static str, Kind>>>);
+pub(super) struct Rejections(Mutex<HashMap<String, HashMap<&'static str, Kind>>>);
 
 #[derive(Debug)]
 struct Kind {
     limiter: Limiter,
-    /// Refusals since the last line.
+    /// Rejections since the last line.
     unlogged: u64,
 }
 
-impl Refusals {
-    /// Counts a refusal at `now`, the span since any origin. When it is to be logged: how many of its kind were not
+impl Rejections {
+    /// Counts a rejection at `now`, the span since any origin. When it is to be logged: how many of its kind were not
     /// since the last that was.
     pub(super) fn note(&self, source: &str, reason: &'static str, now: Duration) -> Option<u64> {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn one_line_a_second_tells_of_those_before() {
-        let refusals = Refusals::default();
-        let note = |source, reason, ms| refusals.note(source, reason, Duration::from_millis(ms));
+        let rejections = Rejections::default();
+        let note = |source, reason, ms| rejections.note(source, reason, Duration::from_millis(ms));
         assert_eq!(note("a", "x", 0), Some(0));
         assert_eq!(note("a", "x", 0), None);
         assert_eq!(note("a", "x", 999), None);
@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(note("a", "x", 1_000), Some(2));
         assert_eq!(note("a", "x", 1_001), None);
         assert_eq!(note("a", "x", 9_000), Some(1));
-        refusals.retain(|source| source == "b");
+        rejections.retain(|source| source == "b");
         assert_eq!(note("a", "x", 9_000), Some(0), "forgotten");
         assert_eq!(note("b", "x", 1_998), None, "kept");
     }

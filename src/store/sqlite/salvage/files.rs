@@ -1,0 +1,143 @@
+//! The files of a salvage: the marks by which one process tells the next what it met and what it has done, and the
+//! moves by which a salvaged database takes the damaged one's place. A crash between any two is made good by the next.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use super::super::directory::beside;
+use super::super::{DATABASE, directory, schema};
+use super::{SalvageError, Salvaged};
+
+/// A database that is complete and durable, and waits to take the damaged one's place.
+const SALVAGED: &str = "countersign.db-salvaged";
+/// One that is being written.
+const UNFINISHED: &str = "countersign.db-unfinished";
+/// Its being there says that the database has been more than an empty file.
+pub(super) const CREATED: &str = "created";
+/// Left by a process that met damage, for the next one: the file says what it met.
+pub(super) const DAMAGE: &str = "damage";
+/// What a salvage found, until a gateway has told of it: whoever salvaged may not have been one.
+const REPORT: &str = "salvaged.json";
+/// Everything that belongs to a database that is moved aside; the database last, so that a crash between two leaves it.
+const MOVED: [&str; 4] = ["-wal", "-shm", "-journal", ""];
+
+/// Has the next start salvage the database first.
+pub(in crate::store::sqlite) fn mark(directory: &Path, reason: &str) {
+    let written = fs::write(directory.join(DAMAGE), reason).and_then(|()| directory::sync(directory));
+    if let Err(error) = written {
+        tracing::error!(%error, "the damage could not be noted for the next start");
+    }
+}
+
+/// Finishes what a crash interrupted: a salvaged database takes its place.
+///
+/// # Errors
+/// When a file cannot be moved.
+pub(in crate::store::sqlite) fn settle(directory: &Path) -> io::Result<()> {
+    let salvaged = directory.join(SALVAGED);
+    if !salvaged.try_exists()? {
+        return Ok(());
+    }
+    let aside = aside(directory)?;
+    fs::create_dir_all(&aside)?;
+    directory::sync(directory)?;
+    for suffix in MOVED {
+        let name = format!("{DATABASE}{suffix}");
+        move_file(&directory.join(&name), &aside.join(&name))?;
+    }
+    move_file(&directory.join(DAMAGE), &aside.join(DAMAGE))?;
+    directory::sync(&aside)?;
+    fs::rename(salvaged, directory.join(DATABASE))?;
+    directory::sync(directory)
+}
+
+/// Where the damaged files go: the first directory that has none.
+pub(super) fn aside(directory: &Path) -> io::Result<PathBuf> {
+    let mut number = 1;
+    loop {
+        let aside = directory.join(format!("damaged-{number}"));
+        if !aside.join(DATABASE).try_exists()? {
+            return Ok(aside);
+        }
+        number += 1;
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        moved => moved,
+    }
+}
+
+/// Remembers that there is a database, so that one that is empty is known to be damaged. Not being able to is no reason
+/// not to use it.
+pub(in crate::store::sqlite) fn note_created(directory: &Path) {
+    let path = directory.join(CREATED);
+    if path.exists() {
+        return;
+    }
+    if let Err(error) = fs::File::create(path).and_then(|_| directory::sync(directory)) {
+        tracing::debug!(%error, "not noted that there is a database");
+    }
+}
+
+pub(super) fn write_report(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
+    let mut file = fs::File::create(directory.join(REPORT))?;
+    serde_json::to_writer_pretty(&mut file, salvaged)?;
+    file.sync_all()
+}
+
+/// What the latest salvage found, when nobody has been told yet.
+///
+/// # Errors
+/// When it cannot be read.
+pub(in crate::store::sqlite) fn untold(directory: &Path) -> io::Result<Option<Salvaged>> {
+    match fs::read(directory.join(REPORT)) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Remembers that the log and the metrics have been told.
+///
+/// # Errors
+/// When the report cannot be moved to the damaged files.
+pub(in crate::store::sqlite) fn told(directory: &Path, salvaged: &Salvaged) -> io::Result<()> {
+    // By its name: whoever salvaged may have called the data directory otherwise.
+    let aside = directory.join(salvaged.damaged.file_name().unwrap_or_default());
+    move_file(&directory.join(REPORT), &aside.join(REPORT))
+}
+
+/// A new database that nobody knows of yet.
+pub(super) fn begin(directory: &Path) -> Result<(PathBuf, Connection), SalvageError> {
+    let path = directory.join(UNFINISHED);
+    for suffix in MOVED {
+        remove_file(&beside(&path, suffix))?;
+    }
+    Ok((path.clone(), schema::create(&path)?))
+}
+
+/// Makes it durable, and then known.
+pub(super) fn complete(directory: &Path, path: &Path, connection: Connection) -> Result<(), SalvageError> {
+    schema::seal(&connection)?;
+    connection.close().map_err(|(_, error)| error)?;
+    fs::File::open(path)?.sync_all()?;
+    for suffix in &MOVED[..3] {
+        remove_file(&beside(path, suffix))?;
+    }
+    fs::rename(path, directory.join(SALVAGED))?;
+    directory::sync(directory)?;
+    Ok(())
+}
