@@ -10,6 +10,7 @@ use super::space;
 /// The right to use a data directory; given up when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct Held {
+    _directory: File,
     _lock: File,
 }
 
@@ -36,14 +37,14 @@ pub(super) fn hold(directory: &Path) -> Result<Held, Refused> {
 
     let path = directory.join("lock");
     let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            lock.read_to_string(&mut holder)?;
-            return Err(Refused::InUse(holder.trim().parse().ok()));
+    // The directory as well as the file: the file can be removed, and a new one would be nobody's.
+    let itself = File::open(directory)?;
+    for locked in [&itself, &lock] {
+        match locked.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Refused::InUse(named_in(&lock))),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
-        Err(TryLockError::Error(error)) => return Err(error.into()),
     }
     // Over the last one's, which needs no space; a full disk must not keep the store from opening.
     let holder = format!("{}\n", std::process::id());
@@ -57,19 +58,24 @@ pub(super) fn hold(directory: &Path) -> Result<Held, Refused> {
         sync(named(path.parent().unwrap_or(path)))?;
     }
     sync(directory)?;
-    Ok(Held { _lock: lock })
+    Ok(Held { _directory: itself, _lock: lock })
 }
 
 /// Whether another process holds `directory` now; its id, when it could be read.
 pub(super) fn holder(directory: &Path) -> Option<Option<u32>> {
-    let mut lock = File::open(directory.join("lock")).ok()?;
-    match lock.try_lock_shared() {
+    match File::open(directory).ok()?.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            Some(lock.read_to_string(&mut holder).ok().and_then(|_| holder.trim().parse().ok()))
+            Some(File::open(directory.join("lock")).ok().and_then(|lock| named_in(&lock)))
         }
         Ok(()) | Err(TryLockError::Error(_)) => None,
     }
+}
+
+/// The process that the lock's file names.
+fn named_in(mut lock: &File) -> Option<u32> {
+    let mut holder = String::new();
+    lock.read_to_string(&mut holder).ok()?;
+    holder.trim().parse().ok()
 }
 
 /// Makes the names in `directory` durable.
@@ -104,6 +110,10 @@ mod tests {
         let refused = hold(&directory).unwrap_err();
         assert!(matches!(refused, Refused::InUse(Some(pid)) if pid == std::process::id()), "{refused:?}");
         assert_eq!(holder(&directory), Some(Some(std::process::id())));
+        // Somebody who tidied up had two gateways run over one store.
+        std::fs::remove_file(directory.join("lock")).unwrap();
+        let refused = hold(&directory).unwrap_err();
+        assert!(matches!(refused, Refused::InUse(None)), "{refused:?}");
         drop(held);
         assert_eq!(holder(&directory), None);
         hold(&directory).unwrap();
