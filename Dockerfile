@@ -1,6 +1,6 @@
 # Two stages: the toolchain stays behind. Build: docker build -t countersign .
 # Run (read-only root, everything that changes lives in the volume):
-# A drain may take 25 s, Docker's patience is 10 s:
+# A drain may take up to limits.drain, 20 s; Docker's patience is 10 s:
 #   docker run --read-only --stop-timeout 30 -p 8080:8080 -v countersign:/var/lib/countersign -v ./countersign.toml:/etc/countersign/countersign.toml:ro countersign
 # with `store.path = "/var/lib/countersign"` in the configuration.
 

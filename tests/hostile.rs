@@ -5,12 +5,20 @@
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/backend.rs"]
 mod backend;
+#[path = "shared/ending.rs"]
+mod ending;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/sender.rs"]
 mod sender;
+#[path = "shared/soak.rs"]
+mod soak;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/support.rs"]
 mod support;
+#[path = "shared/tls.rs"]
+mod tls;
+
+use soak::soak;
 
 #[path = "hostile/flood.rs"]
 mod flood;
@@ -26,8 +34,3 @@ mod limits;
 mod logs;
 #[path = "hostile/traps.rs"]
 mod traps;
-
-/// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
-pub(crate) fn soak(usual: usize, long: usize) -> usize {
-    if std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1") { long } else { usual }
-}

@@ -19,29 +19,25 @@ mod promises;
 mod sender;
 #[path = "model/setting.rs"]
 mod setting;
+#[path = "shared/soak.rs"]
+mod soak;
 #[path = "model/walk.rs"]
 mod walk;
 
+use soak::soak;
 use walk::{Story, Walk};
 
-/// Walks in `./test`, and with COUNTERSIGN_SOAK=1.
-const WALKS: (usize, usize) = (40, 2_000);
 const STEPS: usize = 50;
 /// Walks at once: most of a walk is waiting for fsyncs.
 const ABREAST: usize = 6;
 
-fn set(name: &str) -> Option<String> {
-    std::env::var_os(name)?.into_string().ok()
-}
-
 #[test]
 fn the_promises_hold_after_every_random_step() {
-    let seeds: Vec<u64> = match set("COUNTERSIGN_SEED") {
-        Some(seed) => vec![seed.parse().expect("COUNTERSIGN_SEED is a number")],
-        None => {
-            let walks = if set("COUNTERSIGN_SOAK").as_deref() == Some("1") { WALKS.1 } else { WALKS.0 };
-            (0..walks).map(|_| fastrand::u64(..)).collect()
+    let seeds: Vec<u64> = match std::env::var_os("COUNTERSIGN_SEED") {
+        Some(seed) => {
+            vec![seed.to_str().and_then(|seed| seed.parse().ok()).expect("COUNTERSIGN_SEED is a number")]
         }
+        None => (0..soak(40, 2_000)).map(|_| fastrand::u64(..)).collect(),
     };
     let (next, ended) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

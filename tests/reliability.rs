@@ -5,15 +5,23 @@
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/backend.rs"]
 mod backend;
+#[path = "shared/ending.rs"]
+mod ending;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/sender.rs"]
 mod sender;
+#[path = "shared/soak.rs"]
+mod soak;
 #[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
 #[path = "store/support.rs"]
 mod store_support;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/support.rs"]
 mod support;
+#[path = "shared/tls.rs"]
+mod tls;
+
+use soak::soak;
 
 #[path = "reliability/backlog.rs"]
 mod backlog;
@@ -50,7 +58,14 @@ mod time;
 #[path = "reliability/upgrade.rs"]
 mod upgrade;
 
-/// How much a bounded test does: `usual` in `./test`, `long` where COUNTERSIGN_SOAK=1 asks for more.
-pub(crate) fn soak(usual: usize, long: usize) -> usize {
-    if std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1") { long } else { usual }
+/// What chance starts from: COUNTERSIGN_SEED, or another each time. A test that fails prints it.
+#[expect(clippy::print_stdout, reason = "shown when the test fails")]
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var_os("COUNTERSIGN_SEED");
+    let seed = given.map_or_else(
+        || fastrand::u64(..),
+        |seed| seed.to_str().and_then(|seed| seed.parse().ok()).expect("COUNTERSIGN_SEED is a number"),
+    );
+    println!("COUNTERSIGN_SEED={seed}");
+    seed
 }

@@ -18,6 +18,10 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+#[expect(dead_code, reason = "the numbers are for other tests")]
+#[path = "shared/soak.rs"]
+mod soak;
+
 const PAST: i64 = 300;
 const FUTURE: i64 = 120;
 
@@ -264,8 +268,8 @@ fn a_signature_is_refused_whichever_of_its_bytes_is_wrong() {
 /// In the long mode, and where valgrind is installed.
 #[test]
 fn the_place_of_a_wrong_byte_changes_no_instruction_count() {
-    let wanted = std::env::var_os("COUNTERSIGN_SOAK").is_some_and(|value| value == "1");
-    if !wanted || std::process::Command::new("valgrind").arg("--version").output().is_err() {
+    if !soak::is_long() || std::process::Command::new("valgrind").arg("--version").output().is_err() {
+        println!("skipped: it takes COUNTERSIGN_SOAK=1 and valgrind");
         return;
     }
     let counts = WRONG_BYTES.map(|byte| {

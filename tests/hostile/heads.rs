@@ -9,7 +9,7 @@ use std::thread;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Got};
-use crate::limits::resident_bytes;
+use crate::ending::Ending;
 use crate::sender::{Post, SECRET};
 use crate::soak;
 use crate::support::{Gateway, PATIENCE};
@@ -261,22 +261,13 @@ fn each_raw_request_gets_its_answer_and_nothing_refused_goes_on() {
     }
 }
 
-/// Ends the honest sender, also when the test fails.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_flood_of_malformed_requests_costs_honest_senders_nothing() {
     let backend = Backend::accepting();
     let gateway = Gateway::start(&sections(&backend));
     let cases: Vec<_> = table().into_iter().filter(|case| !case.statuses.contains(&200)).collect();
     let (to, rounds) = (gateway.listen, soak(4, 60));
-    let before = resident_bytes(&gateway);
+    let before = gateway.resident_bytes();
     let done = AtomicBool::new(false);
     let (honest, p99) = thread::scope(|scope| {
         let honest = scope.spawn(|| {
@@ -292,14 +283,14 @@ fn a_flood_of_malformed_requests_costs_honest_senders_nothing() {
             times.sort_unstable();
             (sent, times[times.len() * 99 / 100])
         });
-        let end = Done(&done);
+        let end = Ending(&done);
         for round in 0..rounds {
             assert!(run(&cases, round * cases.len(), to).is_empty());
         }
         drop(end);
         honest.join().unwrap()
     });
-    let grown = resident_bytes(&gateway).saturating_sub(before);
+    let grown = gateway.resident_bytes().saturating_sub(before);
     let (malformed, grown_kib) = (rounds * cases.len(), grown >> 10);
     println!("{malformed} malformed, {honest} honest, p99 {p99:?}, {grown_kib} KiB more resident");
     assert!(p99.as_secs() < 1, "{p99:?}");

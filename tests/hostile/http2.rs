@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use tempfile::TempDir;
+use rustls::{ClientConnection, StreamOwned};
 
-use crate::backend::Backend;
-use crate::limits::{cpu_seconds, resident_bytes};
-use crate::sender::{Post, every_provider};
+use crate::limits::cpu_seconds;
+use crate::sender::Post;
 use crate::soak;
-use crate::support::{Gateway, PATIENCE};
+use crate::support::PATIENCE;
+use crate::tls::{NAME, Secure};
 
-const NAME: &str = "gateway.example";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;
@@ -30,38 +28,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A gateway with TLS, and what its clients need.
-struct Secure {
-    gateway: Gateway,
-    backend: Backend,
-    client: Arc<ClientConfig>,
-    _certificate: TempDir,
-}
-
 impl Secure {
-    fn start(sections: &str) -> Self {
-        let certified = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("cert.pem"), certified.cert.pem()).unwrap();
-        std::fs::write(directory.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
-        let backend = Backend::accepting();
-        let gateway = Gateway::start(&format!(
-            "listen.tls = {{ cert = \"{0}/cert.pem\", key = \"{0}/key.pem\" }}\n{sections}{1}",
-            directory.path().display(),
-            every_provider(&backend)
-        ));
-        let mut roots = RootCertStore::empty();
-        roots.add(certified.cert.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        client.alpn_protocols = vec![b"h2".to_vec()];
-        Self { gateway, backend, client: Arc::new(client), _certificate: directory }
-    }
-
     /// A connection over which nothing has been said yet.
     fn dial(&self) -> Wire {
         let stream = TcpStream::connect(self.gateway.listen).unwrap();
@@ -401,7 +368,7 @@ fn floods_over_http2_cost_little_and_keep_nobody_out() {
         ("unknown", true, vec![], Box::new(|_| frame(0xfa, 0xff, 1, b"grease"))),
     ];
     for (name, survives, first, next) in floods {
-        let (memory, cpu) = (resident_bytes(&secure.gateway), cpu_seconds(&secure.gateway));
+        let (memory, cpu) = (secure.gateway.resident_bytes(), cpu_seconds(&secure.gateway));
         let mut wire = secure.open();
         wire.0.sock.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
         wire.send(&first);
@@ -415,7 +382,7 @@ fn floods_over_http2_cost_little_and_keep_nobody_out() {
             sent += 100;
         }
         assert!(secure.accepts(name), "nobody else is kept out by {name}");
-        let grown = resident_bytes(&secure.gateway).saturating_sub(memory);
+        let grown = secure.gateway.resident_bytes().saturating_sub(memory);
         let cpu = cpu_seconds(&secure.gateway) - cpu;
         let alive = wire.is_alive();
         let end = if alive { "goes on" } else { "closed" };

@@ -11,11 +11,6 @@ use crate::sender::{Post, every_provider};
 use crate::soak;
 use crate::support::{Gateway, PATIENCE, eventually};
 
-pub(crate) fn resident_bytes(gateway: &Gateway) -> u64 {
-    let pages = std::fs::read_to_string(format!("/proc/{}/statm", gateway.id())).unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * rustix::param::page_size() as u64
-}
-
 /// Of user and system together.
 pub(crate) fn cpu_seconds(gateway: &Gateway) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", gateway.id())).unwrap();
@@ -161,7 +156,7 @@ fn a_crowd_of_slow_senders_costs_little_and_is_gone_in_time() {
     let gateway = Gateway::start(&format!("{limits}{}", every_provider(&backend)));
     assert!(deliver(&gateway, "d-0"));
     let crowd = soak(150, 1_000);
-    let before = resident_bytes(&gateway);
+    let before = gateway.resident_bytes();
     let signature = "0".repeat(64);
     let head =
         format!("POST /webhooks/github HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: sha256={signature}\r\n");
@@ -172,7 +167,7 @@ fn a_crowd_of_slow_senders_costs_little_and_is_gone_in_time() {
     let held = (3 * crowd) as f64;
     eventually("all are there", || gateway.metric(connections).is_some_and(|open| open >= held));
     assert!(deliver(&gateway, "d-1"));
-    let each = resident_bytes(&gateway).saturating_sub(before) / (3 * crowd as u64);
+    let each = gateway.resident_bytes().saturating_sub(before) / (3 * crowd as u64);
     println!("{held} slow connections, {each} bytes more resident for each");
     assert!(each < 64 << 10);
     assert!(silent.into_iter().all(|stream| rest(stream).is_empty()));
@@ -201,16 +196,14 @@ fn connections_leave_files_for_forwards() {
         *command = limited;
     });
     // Accepted before the crowd; what it delivers has to be forwarded in spite of it.
-    let mut early = open(&gateway, b"POST /webhooks/github HTTP/1.1\r\n");
+    let post = Post::signed("github", "/webhooks/github", "d-1", "push", b"{}").with("Connection", "close");
+    let bytes = post.bytes();
+    let (line, rest_of_it) = bytes.split_at(32);
+    let mut early = open(&gateway, line);
     gateway.eventually_metric("countersign_ingest_connections", 1.0);
     let held: Vec<_> = (0..200).map(|_| open(&gateway, b"")).collect();
     gateway.eventually_metric("countersign_ingest_connections", 75.0);
-    let post = Post::signed("github", "/webhooks/github", "d-1", "push", b"{}");
-    let mut rest_of_head = b"Host: x\r\nConnection: close\r\nContent-Length: 2\r\n".to_vec();
-    for (name, value) in &post.headers {
-        rest_of_head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
-    }
-    early.write_all(&[&rest_of_head[..], b"\r\n{}"].concat()).unwrap();
+    early.write_all(rest_of_it).unwrap();
     assert!(rest(early).starts_with("HTTP/1.1 200"));
     assert_eq!(backend.eventually_got(1).len(), 1);
     drop(held);

@@ -54,9 +54,7 @@ fn every_line_of_the_log_is_json_and_no_text_of_a_refused_sender_is_in_it() {
     // One of a malformed head and one of a signature: more of the same are only counted.
     assert!(refused >= 2, "{log}");
     for trace in ["\u{1b}", "u001b", "owned", "jndi", "\u{202e}"] {
-        let found = lines
-            .iter()
-            .find(|line| line["message"] == "request refused" && line.to_string().contains(trace));
+        let found = lines.iter().find(|line| line.to_string().contains(trace));
         assert!(found.is_none(), "{found:?}");
     }
 }

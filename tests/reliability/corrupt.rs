@@ -18,8 +18,8 @@ use countersign::store::sqlite::{self, OpenError, Options, Sqlite};
 use countersign::store::{Accepted, AttemptRecord, Store};
 use tempfile::TempDir;
 
-use crate::soak;
 use crate::store_support::{Draft, Lanes, at, draft, eventually, settlement};
+use crate::{seed, soak};
 
 /// What is in the store before it is damaged.
 struct Stored {
@@ -220,35 +220,43 @@ async fn recover(stored: &Stored, directory: &Path, what: &str) -> Outcome {
     outcome
 }
 
-/// COUNTERSIGN_SEED runs a printed one again.
-pub(crate) fn seed() -> u64 {
-    let seed = std::env::var_os("COUNTERSIGN_SEED").and_then(|seed| seed.to_str()?.parse().ok());
-    seed.unwrap_or_else(|| fastrand::u64(..1_000_000))
+/// What damage is done to: a store that has been closed, and one whose process was killed.
+struct Targets {
+    clean: Stored,
+    killed: Stored,
+}
+
+impl Targets {
+    async fn new() -> Self {
+        Self { clean: store(150, true).await, killed: store(150, false).await }
+    }
+
+    /// A copy for this round, and the file in it that is to be damaged: the database after either end, or the log.
+    fn copy(&self, round: usize) -> (&Stored, TempDir, &'static str) {
+        let (stored, name) = match round % 3 {
+            0 => (&self.clean, "countersign.db"),
+            1 => (&self.killed, "countersign.db"),
+            _ => (&self.killed, "countersign.db-wal"),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        copy(stored.root.path(), directory.path());
+        (stored, directory, name)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flipped_bits_lose_at_most_the_row_they_hit_and_name_it() {
-    let seed = seed();
-    let mut random = fastrand::Rng::with_seed(seed);
-    let (clean, killed) = (store(150, true).await, store(150, false).await);
+    let mut random = fastrand::Rng::with_seed(seed());
+    let targets = Targets::new().await;
     let mut total = Outcome::default();
     for round in 0..soak(100, 5_000) {
-        let (stored, name) = match round % 3 {
-            0 => (&clean, "countersign.db"),
-            1 => (&killed, "countersign.db"),
-            _ => (&killed, "countersign.db-wal"),
-        };
-        let directory = tempfile::tempdir().unwrap();
-        copy(stored.root.path(), directory.path());
+        let (stored, directory, name) = targets.copy(round);
         let file = directory.path().join(name);
         let mut bytes = fs::read(&file).unwrap();
         let (byte, bit) = (random.usize(..bytes.len()), random.u8(..8));
         bytes[byte] ^= 1 << bit;
         fs::write(&file, bytes).unwrap();
-        let what = format!(
-            "seed {seed}, round {round}: bit {bit} of byte {byte} of {name} (clean: {})",
-            round % 3 == 0
-        );
+        let what = format!("round {round}: bit {bit} of byte {byte} of {name} (clean: {})", round % 3 == 0);
         let outcome = recover(stored, directory.path(), &what).await;
         assert!(outcome.unnamed.is_empty(), "{what}: {outcome:?}");
         assert!(outcome.lost.len() <= 2, "{what}: {outcome:?}");
@@ -256,23 +264,16 @@ async fn flipped_bits_lose_at_most_the_row_they_hit_and_name_it() {
         total.lost.extend(outcome.lost);
         total.counted += outcome.counted;
     }
-    println!("seed {seed}: {} delivered, {} lost and named", total.delivered, total.lost.len());
+    println!("{} delivered, {} lost and named", total.delivered, total.lost.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_are_cut_off_lose_only_what_stood_behind_the_cut() {
-    let seed = seed();
-    let mut random = fastrand::Rng::with_seed(seed);
-    let (clean, killed) = (store(150, true).await, store(150, false).await);
+    let mut random = fastrand::Rng::with_seed(seed());
+    let targets = Targets::new().await;
     let (mut delivered, mut lost, mut unnamed, mut called_lost) = (0, 0, 0, 0);
     for round in 0..soak(20, 500) {
-        let (stored, name) = match round % 3 {
-            0 => (&clean, "countersign.db"),
-            1 => (&killed, "countersign.db"),
-            _ => (&killed, "countersign.db-wal"),
-        };
-        let directory = tempfile::tempdir().unwrap();
-        copy(stored.root.path(), directory.path());
+        let (stored, directory, name) = targets.copy(round);
         let file = directory.path().join(name);
         let whole = fs::metadata(&file).unwrap().len();
         let length = if round < 3 { 0 } else { random.u64(..whole) };
@@ -281,7 +282,7 @@ async fn files_that_are_cut_off_lose_only_what_stood_behind_the_cut() {
         for name in ["countersign.db", "countersign.db-wal"] {
             left.extend(bodies_in(&fs::read(directory.path().join(name)).unwrap_or_default()));
         }
-        let what = format!("seed {seed}, round {round}: {name} cut off at {length} of {whole}");
+        let what = format!("round {round}: {name} cut off at {length} of {whole}");
         let outcome = recover(stored, directory.path(), &what).await;
         // What something still asks for is not called lost where all of it stands in one piece. (Where nothing asks,
         // it may be the remains of a row that has moved or been removed.)
@@ -294,7 +295,7 @@ async fn files_that_are_cut_off_lose_only_what_stood_behind_the_cut() {
         called_lost += outcome.called_lost.len();
     }
     assert!(called_lost > 0, "the log is not read as it is written");
-    println!("seed {seed}: {delivered} delivered, {lost} lost, of which {unnamed} stood nowhere else");
+    println!("{delivered} delivered, {lost} lost, of which {unnamed} stood nowhere else");
 }
 
 /// The bodies that stand in a file in one piece.

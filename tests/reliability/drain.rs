@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::Backend;
-use crate::preload::library;
+use crate::disk::Disk;
+use crate::ending::Ending;
 use crate::sender::{Post, SECRET, Wire, body, every_provider};
 use crate::soak;
 use crate::support::{Gateway, eventually};
@@ -141,15 +142,6 @@ impl Load {
                 self.ack(id);
             }
         }
-    }
-}
-
-/// Ends the senders, also when the test fails in between.
-struct Ending<'a>(&'a AtomicBool);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -372,16 +364,12 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
 #[test]
 fn a_disk_that_hangs_does_not_hold_the_exit_up() {
     let backend = Backend::accepting();
-    let marks = tempfile::tempdir().unwrap();
-    let hangs = marks.path().join("hangs");
     let sections = sections("1s", &backend, &backend.url());
-    let mut gateway =
-        Gateway::start_with(&format!("listen.ack_deadline = \"100ms\"\n{sections}"), |command| {
-            command.env("LD_PRELOAD", library("hang")).env("HANG_WHILE", &hangs);
-        });
+    let disk = Disk::new(&format!("listen.ack_deadline = \"100ms\"\n{sections}"));
+    let mut gateway = disk.start().unwrap_or_else(|failed| panic!("{failed:?}"));
     assert_eq!(post("d-1").send(gateway.listen).status, 200);
     gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
-    std::fs::write(&hangs, "").unwrap();
+    disk.rule("slow 600000");
     assert_eq!(post("d-2").send(gateway.listen).status, 503, "not on disk, and so not acknowledged");
     let asked = Instant::now();
     gateway.signal("TERM");

@@ -192,9 +192,12 @@ fn the_units_for_systemd_start_a_gateway_that_tells_how_it_stands() {
         .arg("verify")
         .args([verified.join("countersign.service"), verified.join("countersign.socket")])
         .output();
-    if let Ok(judged) = judge {
-        let complaints = String::from_utf8_lossy(&judged.stderr);
-        assert!(judged.status.success() && !complaints.contains("countersign."), "{complaints}");
+    match judge {
+        Ok(judged) => {
+            let complaints = String::from_utf8_lossy(&judged.stderr);
+            assert!(judged.status.success() && !complaints.contains("countersign."), "{complaints}");
+        }
+        Err(error) => println!("skipped: no systemd-analyze: {error}"),
     }
 }
 

@@ -12,44 +12,19 @@ use hyper::body::Frame;
 use hyper::client::conn::http2::handshake;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use tempfile::TempDir;
+use rustls::{ClientConnection, StreamOwned};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
-use crate::backend::Backend;
-use crate::sender::{Post, body, every_provider};
+use crate::sender::{Post, body};
 use crate::support::{Gateway, PATIENCE, eventually};
+use crate::tls::{NAME, Secure};
 
-const NAME: &str = "gateway.example";
 const GOAWAY: u8 = 7;
-
-/// A gateway that speaks TLS, the directory of its certificate, and what its senders need.
-fn start(backend: &Backend) -> (Gateway, TempDir, Arc<ClientConfig>) {
-    let certified = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).display().to_string();
-    std::fs::write(path("cert.pem"), certified.cert.pem()).unwrap();
-    std::fs::write(path("key.pem"), certified.signing_key.serialize_pem()).unwrap();
-    let gateway = Gateway::start(&format!(
-        "limits.drain = \"60s\"\nlisten.tls = {{ cert = \"{}\", key = \"{}\" }}\n{}",
-        path("cert.pem"),
-        path("key.pem"),
-        every_provider(backend)
-    ));
-    let mut roots = RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    (gateway, directory, Arc::new(config))
-}
 
 #[test]
 fn http2_requests_in_progress_are_answered_and_goaway_ends_their_connection() {
-    let backend = Backend::accepting();
-    let (mut gateway, _directory, tls) = start(&backend);
+    let Secure { mut gateway, backend, client: tls } = Secure::start("limits.drain = \"60s\"\n");
     let name = ServerName::try_from(NAME).unwrap();
 
     // One connection frame by frame, without a request.

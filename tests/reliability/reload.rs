@@ -11,6 +11,7 @@ use std::thread;
 use countersign::clock::Clock;
 
 use crate::backend::{Backend, Reply};
+use crate::ending::Ending;
 use crate::sender::{Answer, Post, SECRET, Wire, body, exchange};
 use crate::soak;
 use crate::support::{Gateway, countersign, eventually};
@@ -134,15 +135,6 @@ impl Load {
             drop(secret);
             self.ack(id);
         }
-    }
-}
-
-/// Ends the senders, also when the test fails in between.
-struct Ending<'a>(&'a AtomicBool);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -103,7 +103,7 @@ fn a_file_that_holds_nothing_of_ours_is_refused_with_what_to_do() {
 /// From outside: bits flip in what SIGTERM or SIGKILL left, and each body arrives or its loss is told.
 #[test]
 fn a_gateway_delivers_what_a_flipped_bit_has_left() {
-    let mut random = fastrand::Rng::with_seed(crate::corrupt::seed());
+    let mut random = fastrand::Rng::with_seed(crate::seed());
     for (round, signal) in ["TERM", "KILL", "KILL"].into_iter().enumerate() {
         let (mut gateway, bodies) = waiting(30);
         gateway.signal(signal);

@@ -2,8 +2,6 @@
 //! retries come as they would have, and nothing dies early or lives on.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,8 +14,8 @@ use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Reply};
-use crate::sender::{Post, SECRET, body};
-use crate::support::{Gateway, PATIENCE, eventually};
+use crate::sender::{Post, SECRET, Wire, body};
+use crate::support::{Gateway, eventually};
 use crate::{preload, soak};
 
 /// Between the forwards that wait.
@@ -211,7 +209,7 @@ fn steps_of_the_clock_admit_no_replay_and_bring_no_storm() {
         }
         // Retries go on, neither at once nor in a day.
         let before = times.count();
-        eventually("retries go on", || times.count() >= before + STEADY_PER_SECOND / 2);
+        eventually("retries go on", || times.count() >= before + STEADY_PER_SECOND / 4);
         assert_eq!(gateway.metric("countersign_forward_dead{destination=\"bad\"}"), Some(0.0));
         let oldest = gateway.metric("countersign_forward_oldest_age_seconds{destination=\"bad\"}").unwrap();
         assert!(oldest < 600.0, "{oldest}");
@@ -288,29 +286,6 @@ fn stop(gateway: &Gateway) {
     });
 }
 
-/// What goes over a connection that stays open.
-fn wire(post: &Post) -> Vec<u8> {
-    let mut bytes = format!("{} {} HTTP/1.1\r\nHost: gateway\r\n", post.method, post.target).into_bytes();
-    for (name, value) in &post.headers {
-        bytes.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
-    }
-    bytes.extend(format!("Content-Length: {}\r\n\r\n", post.body.len()).into_bytes());
-    bytes.extend(&post.body);
-    bytes
-}
-
-/// The status of the next answer; `None` when there is none.
-fn status(stream: &mut TcpStream) -> Option<u16> {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        head.extend(byte);
-    }
-    std::str::from_utf8(&head).unwrap().split(' ').nth(1)?.parse().ok()
-}
-
 #[test]
 fn a_process_that_stood_still_makes_up_for_it_without_a_storm() {
     let stopped = Duration::from_secs(soak(8, 30) as u64);
@@ -335,30 +310,31 @@ fn a_process_that_stood_still_makes_up_for_it_without_a_storm() {
 
     // Sent while it stands still on whatever is open, answered when it goes on.
     let requests = ["new", "silent", "half", "used", "slow-body"]
-        .map(|id| wire(&Post::signed("owlette", "/webhooks/owlette", id, "x", &body(id))));
-    let first = wire(&Post::signed("owlette", "/webhooks/owlette", "first", "x", &body("first")));
+        .map(|id| Post::signed("owlette", "/webhooks/owlette", id, "x", &body(id)).bytes());
+    let first = Post::signed("owlette", "/webhooks/owlette", "first", "x", &body("first")).bytes();
     let [mut silent, mut half, mut used, mut slow_body] =
-        [(); 4].map(|()| TcpStream::connect(gateway.listen).unwrap());
-    half.write_all(&requests[2][..30]).unwrap();
+        [(); 4].map(|()| Wire::open(gateway.listen).unwrap());
+    half.write(&requests[2][..30]);
     let in_body = requests[4].len() - 1;
-    slow_body.write_all(&requests[4][..in_body]).unwrap();
-    used.write_all(&first).unwrap();
-    assert_eq!(status(&mut used), Some(200));
+    slow_body.write(&requests[4][..in_body]);
+    used.write(&first);
+    assert_eq!(used.read().unwrap().status, 200);
     gateway.eventually_metric("countersign_ingest_connections", 4.0);
     let asks = Post::signed("owlette-legacy", "/webhooks/owlette-legacy", "asks", "x", &body("asks"));
     assert_eq!(asks.send(gateway.listen).status, 200);
     slow.eventually_got(1);
     stop(&gateway);
-    let mut new = TcpStream::connect(gateway.listen).unwrap();
-    new.write_all(&requests[0]).unwrap();
-    silent.write_all(&requests[1]).unwrap();
-    half.write_all(&requests[2][30..]).unwrap();
-    used.write_all(&requests[3]).unwrap();
-    slow_body.write_all(&requests[4][in_body..]).unwrap();
+    let mut new = Wire::open(gateway.listen).unwrap();
+    new.write(&requests[0]);
+    silent.write(&requests[1]);
+    half.write(&requests[2][30..]);
+    used.write(&requests[3]);
+    slow_body.write(&requests[4][in_body..]);
     thread::sleep(stopped);
     gateway.signal("CONT");
     let resumed = Instant::now();
-    let answers = [&mut new, &mut silent, &mut half, &mut used, &mut slow_body].map(status);
+    let answers = [&mut new, &mut silent, &mut half, &mut used, &mut slow_body]
+        .map(|wire| wire.read().map(|answer| answer.status));
     assert_eq!(answers, [Some(200); 5]);
     // What the backend answered meanwhile is heard.
     gateway.eventually_metric("countersign_forward_pending{destination=\"slow\"}", 0.0);

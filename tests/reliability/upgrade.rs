@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::backend::{Backend, Reply};
+use crate::ending::Ending;
 use crate::handover::activate;
 use crate::sender::{Post, body, every_provider};
 use crate::support::{Gateway, PATIENCE, eventually};
@@ -78,14 +79,8 @@ fn signed(id: &str) -> Post {
 /// before the first byte of an answer.
 fn exchange(mut stream: TcpStream, post: &Post) -> Result<Option<Option<TcpStream>>, String> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut request = format!("POST {} HTTP/1.1\r\nHost: gateway\r\n", post.target).into_bytes();
-    for (name, value) in &post.headers {
-        request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
-    }
-    request.extend(format!("Content-Length: {}\r\n\r\n", post.body.len()).into_bytes());
-    request.extend(&post.body);
     // Whether it is closed shows when reading.
-    let _ = stream.write_all(&request);
+    let _ = stream.write_all(&post.bytes());
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -119,15 +114,6 @@ fn watchful_backend() -> (Backend, Arc<AtomicUsize>) {
     (backend, twice_at_once)
 }
 
-/// Ends the load also where a test fails, so that it fails and does not hang.
-struct Stopped<'a>(&'a AtomicBool);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Puts load on a gateway while `upgrade` has others follow it, one after the other, and judges what came of it.
 /// Returns the last gateway, and the figures.
 fn under_load(
@@ -142,7 +128,7 @@ fn under_load(
             let load = &load;
             scope.spawn(move || load.run(listen, sender % 2 == 0));
         }
-        let _stopped = Stopped(&load.stop);
+        let _ending = Ending(&load.stop);
         let acked = || load.acked.lock().unwrap().len();
         for _ in 0..upgrades() {
             let before = acked();

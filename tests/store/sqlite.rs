@@ -293,28 +293,6 @@ async fn a_writer_that_hangs_does_not_hang_the_close() {
     assert_eq!(accepted.await.unwrap(), Ok(Accepted::Stored));
 }
 
-/// Ready within 2 s with 100,000 waiting, of which the start must touch no body.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_backlog_does_not_delay_the_start() {
-    let engine = Embedded::new();
-    engine.open_now(Arc::new(Lanes::default())).unwrap().close().await;
-    let connection = Connection::open(database(&engine.root)).unwrap();
-    connection
-        .execute_batch(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
-             INSERT INTO forward (delivery, destination, state, due_at, attempts, pending_since, replay)
-             SELECT unhex(printf('%032x', i)), 'a', iif(i % 4, 'waiting', 'in_flight'), i, 1, i * 1000, 0 FROM n",
-        )
-        .unwrap();
-    drop(connection);
-    let started = tokio::time::Instant::now();
-    let store = engine.open_now(Arc::new(Lanes::default())).unwrap();
-    let took = started.elapsed();
-    assert_eq!(store.depths()[0].1.pending, 100_000);
-    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
-    store.close().await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_attempts_with_something_to_tell_leave_a_row() {
     let engine = Embedded::new();
