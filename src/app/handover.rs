@@ -7,18 +7,19 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg, sockopt::socket_peercred,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, recvmsg,
+    sendmsg, socket_with, sockopt,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::sockets::prepare;
@@ -30,6 +31,8 @@ const GIVE: &[u8] = b"sockets\n";
 const GO: &[u8] = b"go\n";
 /// How long either side waits for the other's next word.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often other users that ask are told of.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Why the running gateway did not hand over. It serves on.
 #[derive(Debug, thiserror::Error)]
@@ -54,15 +57,11 @@ pub enum HandoverError {
 /// Asks whoever holds `directory` for its public and its admin socket, and to stop. `None` when nobody does.
 pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, HandoverError> {
     let failed = |error| HandoverError::Failed { directory: directory.to_owned(), error };
-    let stream = match address(directory).and_then(|address| UnixStream::connect_addr(&address)) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return match sqlite::in_use(directory) {
-                Some(holder) => Err(HandoverError::Unanswered(holder)),
-                None => Ok(None),
-            };
-        }
-        Err(error) => return Err(failed(error)),
+    let Some(stream) = reach(directory).map_err(failed)? else {
+        return match sqlite::in_use(directory) {
+            Some(holder) => Err(HandoverError::Unanswered(holder)),
+            None => Ok(None),
+        };
     };
     // Afterwards it would be too late: nobody would serve.
     sqlite::check_format(directory).map_err(HandoverError::Unreadable)?;
@@ -72,9 +71,38 @@ pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, Handover
 /// Where a gateway on `directory` is asked: a name outside of the file system (unix(7), abstract), so that nothing is left
 /// behind, and nothing is in the way of whoever copies the directory. Any user may take such a name, which is why both
 /// sides look who the other is.
-fn address(directory: &Path) -> io::Result<SocketAddr> {
+fn address(directory: &Path) -> io::Result<SocketAddrUnix> {
     let directory = directory.metadata()?;
-    SocketAddr::from_abstract_name(format!("countersign/{}/{}", directory.dev(), directory.ino()))
+    let name = format!("countersign/{}/{}", directory.dev(), directory.ino());
+    Ok(SocketAddrUnix::new_abstract_name(name.as_bytes())?)
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A connection to the gateway on `directory`. Whoever has taken its name and is another user's, or lets nobody in, is
+/// nobody: it must not keep this one from starting.
+fn reach(directory: &Path) -> io::Result<Option<UnixStream>> {
+    let socket = socket()?;
+    // For this long it waits for a place in the other's queue.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+    let connected = address(directory).and_then(|address| Ok(connect(&socket, &address)?));
+    match connected.as_ref().map_err(io::Error::kind) {
+        Ok(()) => {}
+        Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(io::ErrorKind::WouldBlock) => {
+            tracing::warn!("whoever listens in the running gateway's place lets nobody in");
+            return Ok(None);
+        }
+        Err(_) => return connected.map(|()| None),
+    }
+    let user = sockopt::socket_peercred(&socket)?.uid.as_raw();
+    if !is_ours(user) {
+        tracing::warn!(user, "another user listens in the running gateway's place");
+        return Ok(None);
+    }
+    Ok(Some(socket.into()))
 }
 
 /// Whether it is a process of our own user's, or of root's.
@@ -83,11 +111,6 @@ fn is_ours(user: u32) -> bool {
 }
 
 fn receive(mut stream: UnixStream) -> io::Result<[TcpListener; 2]> {
-    let user = socket_peercred(&stream)?.uid.as_raw();
-    if !is_ours(user) {
-        let text = format!("user {user} answers in its place");
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-    }
     be_patient(&stream)?;
     stream.write_all(ASK)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -128,7 +151,10 @@ impl Door {
     pub(super) fn open(directory: &Path, sockets: [BorrowedFd<'_>; 2]) -> io::Result<Self> {
         let [public, admin] = sockets;
         let sockets = [public.try_clone_to_owned()?, admin.try_clone_to_owned()?];
-        let listener = UnixListener::bind_addr(&address(directory)?)?;
+        let listener = socket()?;
+        bind(&listener, &address(directory)?)?;
+        listen(&listener, i32::MAX)?;
+        let listener = UnixListener::from(listener);
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         Ok(Self { listener, sockets: Arc::new(sockets) })
@@ -137,6 +163,7 @@ impl Door {
     /// Hands the sockets to the first that asks for them and then gives its word; its process id is told to
     /// `successor`. Ends then, or with `stop`, and closes the copies.
     pub(super) async fn serve(self, stop: CancellationToken, successor: watch::Sender<Option<i32>>) {
+        let mut told = None;
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
@@ -146,7 +173,11 @@ impl Door {
             let (who, stream) = match asking {
                 Ok((who, stream)) if is_ours(who.uid()) => (who, stream),
                 Ok((who, _)) => {
-                    tracing::warn!(user = who.uid(), "hand-over refused to another user");
+                    // Anybody can ask as often as they like.
+                    if told.is_none_or(|told: Instant| told.elapsed() >= TELL) {
+                        tracing::warn!(user = who.uid(), "hand-over refused to another user");
+                        told = Some(Instant::now());
+                    }
                     continue;
                 }
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign::app::{App, Sockets};
 use countersign::clock::Clock;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::logging::{self, LogFormat};
 use super::notify::notify;
@@ -39,6 +39,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let runtime = full_runtime()?;
     let done = runtime.block_on(async {
+        // A limit to the size of files is a full disk, and no reason to be killed: once handled, the write only fails.
+        // Before the store is opened, which writes.
+        let _limited = listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
         let app = App::start_on(sockets, config, Box::new(load), Clock::system()).await;
         steer(app.map_err(|error| Failure::Io(chain(error)))?).await
     });
@@ -47,13 +50,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     done
 }
 
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::Io(format!("cannot handle signals: {error}")))
+}
+
 async fn steer(app: App) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::Io(format!("cannot handle signals: {error}")));
     let mut hangup = listen(SignalKind::hangup())?;
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    // A limit to the size of files is a full disk, and no reason to be killed: once handled, the write only fails.
-    let _limited = listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     // Supervisors and tests wait for this line, and for nothing else on standard output.
     say(&format!("ready listen={} admin={}", app.listen_address(), app.admin_address()));
     notify("READY=1");

@@ -128,6 +128,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         depths: Arc::clone(&depths),
         metrics,
         checkpoint_at: writer::CHECKPOINT_PAGES,
+        restart_at: writer::LOG_PAGES_MAX,
         log_restarted: false,
         held,
         _watch: watch,

@@ -274,11 +274,13 @@ async fn new_settings_take_effect_without_a_restart() {
     eventually("it is back", || gateway.delivered() == 8).await;
 }
 
-/// The clock was a day ahead when the gateway last ran: its retries would have come a day late.
+/// The clock was a day ahead when the gateway last ran: its retries would have come a day late. So they did when the
+/// disk was full at the start.
 #[tokio::test]
 async fn what_is_due_in_a_day_is_reined_in_at_the_start() {
     let backend = Backend::always(Reply::status(200)).await;
     let store = Arc::new(MemoryStore::default());
+    store.failing_rein_ins.store(1, Ordering::SeqCst);
     for _ in 0..2 {
         store.put(delivery(b"{}"), "legacy");
     }

@@ -56,6 +56,8 @@ pub(crate) struct MemoryStore {
     pub(crate) failing_settlements: AtomicU32,
     /// So many more leases fail.
     pub(crate) failing_leases: AtomicU32,
+    /// So many more attempts to rein forwards in fail.
+    pub(crate) failing_rein_ins: AtomicU32,
     /// A write has failed: nothing works any more.
     pub(crate) latched: AtomicBool,
 }
@@ -140,6 +142,9 @@ impl Store for MemoryStore {
     }
 
     async fn rein_in(&self, destination: &str, _: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
+        if fails(&self.failing_rein_ins) {
+            return Err(StoreError::DiskFull);
+        }
         let mut count = 0;
         for row in self.rows().iter_mut().filter(|row| &*row.destination == destination) {
             if let Progress::Waiting { due_at, .. } = &mut row.progress

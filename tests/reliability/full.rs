@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::faults::{deliver, find_all, is_acked};
 use crate::sender::{body, every_provider};
 use crate::soak::{is_long, soak};
-use crate::support::{Gateway, eventually};
+use crate::support::{Gateway, eventually, write_config};
 
 /// A small disk: 64 MiB.
 const TOTAL: u64 = 64 << 20;
@@ -163,6 +163,21 @@ fn a_limit_to_the_size_of_files_is_a_full_disk_that_passes() {
         assert!(set.unwrap().success());
     };
     passes(&gateway, || limit("65536"), || limit("unlimited"));
+}
+
+/// The signal was asked for only once the store was open, and opening it writes.
+#[test]
+fn a_start_under_a_limit_to_the_size_of_files_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    write_config(directory.path(), &sections(&Backend::accepting()));
+    let mut limited = Command::new("prlimit");
+    limited
+        .args(["--fsize=4096", env!("CARGO_BIN_EXE_countersign"), "run", "--config"])
+        .arg(directory.path().join("countersign.toml"));
+    let output = limited.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(74), "{}: {text}", output.status);
+    assert!(text.contains("no room on the disk"), "{text}");
 }
 
 /// The kernel makes a broken disk read-only: that does not pass.

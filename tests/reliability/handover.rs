@@ -114,6 +114,24 @@ fn a_gateway_that_cannot_be_asked_to_hand_over_serves_on() {
     assert_eq!(deliver(&gateway, "d-1"), 200);
 }
 
+/// Any user can take the name and let nobody in: a start had waited there for ever.
+#[test]
+fn whoever_takes_the_name_and_accepts_nobody_keeps_no_gateway_from_starting() {
+    let backend = Backend::accepting();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    write_config(directory.path(), &every_provider(&backend));
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let somebody = UnixListener::bind_addr(&door(&data)).unwrap();
+    rustix::net::listen(&somebody, 0).unwrap();
+    let _queue_is_full = UnixStream::connect_addr(&door(&data)).unwrap();
+    let gateway = Gateway::start_in(directory, |command| {
+        command.arg("--takeover");
+    });
+    assert_eq!(deliver(&gateway, "d-1"), 200);
+    assert!(gateway.log().contains("lets nobody in"), "{}", gateway.log());
+}
+
 #[test]
 fn a_store_of_a_newer_format_is_refused_with_what_to_do() {
     let backend = Backend::accepting();

@@ -100,6 +100,27 @@ fn a_file_that_holds_nothing_of_ours_is_refused_with_what_to_do() {
     gateway.eventually_metric("countersign_store_corrupt_rows_total", 1.0);
 }
 
+/// Copying it had SQLite forget the part of the log behind the damage, and with it an acknowledged delivery, unsaid.
+#[test]
+fn a_damaged_store_is_not_copied_as_if_it_were_whole() {
+    let (mut gateway, _) = waiting(2);
+    gateway.kill();
+    let data = gateway.directory().join("data");
+    let log = data.join("countersign.db-wal");
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&log, &bytes).unwrap();
+    let index = fs::read(data.join("countersign.db-shm")).unwrap();
+    let copy = gateway.directory().join("copy");
+    let (code, text) = store(&gateway, &["backup", "--to", copy.to_str().unwrap()]);
+    assert_eq!((code, text.contains("is damaged")), (Some(74), true), "{text}");
+    assert!(!copy.exists());
+    // What proves that something is missing is still there for the next start.
+    assert_eq!(fs::read(data.join("countersign.db-shm")).unwrap(), index);
+    assert_eq!(store(&gateway, &["check"]).0, Some(1));
+}
+
 /// From outside: bits flip in what SIGTERM or SIGKILL left, and each body arrives or its loss is told.
 #[test]
 fn a_gateway_delivers_what_a_flipped_bit_has_left() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Lane, State};
 use crate::clock::later;
@@ -24,9 +24,14 @@ const RATE_AHEAD: Duration = Duration::from_secs(1);
 impl Lane {
     /// Takes waiting forwards from the store for as long as the lane lives.
     pub(in crate::dispatch) async fn refill(self: Arc<Self>, store: Arc<dyn Store>) {
-        self.rein_in(&*store).await;
+        let mut rein_in_at = Some(Instant::now());
         let mut trouble = TROUBLE_REST.0;
         while !self.stop.is_cancelled() {
+            // Nothing waits for it: what is due goes out meanwhile, also from a full disk.
+            if rein_in_at.is_some_and(|at| at <= Instant::now()) {
+                let done = self.rein_in(&*store).await;
+                rein_in_at = (!done).then(|| Instant::now() + TROUBLE_REST.1);
+            }
             let Some(mut slots) = self.acquire().await else { return };
             let waits = match self.turn(slots.num_permits()) {
                 Ok(waits) => waits,
@@ -58,7 +63,8 @@ impl Lane {
                 Ok(due) => {
                     trouble = TROUBLE_REST.0;
                     let rest = due.map_or(REST_MAX, |due| self.shared.clock.steady().until(due));
-                    self.rest(rest.max(REST_MIN)).await;
+                    let longest = if rein_in_at.is_some() { TROUBLE_REST.1 } else { REST_MAX };
+                    self.rest(rest.clamp(REST_MIN, longest)).await;
                 }
                 Err(StoreError::Latched(_) | StoreError::Closed) => return,
                 Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
@@ -70,11 +76,13 @@ impl Lane {
         }
     }
 
-    /// An earlier run whose clock stood ahead of ours wrote down due times that may lie days ahead.
-    async fn rein_in(&self, store: &dyn Store) {
+    /// An earlier run whose clock stood ahead of ours wrote down due times that may lie days ahead. False when the store
+    /// would not.
+    async fn rein_in(&self, store: &dyn Store) -> bool {
         let now = self.shared.clock.steady().time;
         let latest = later(now, self.destination().retry.pause_max());
-        match store.rein_in(&self.name, now, latest).await {
+        let reined = store.rein_in(&self.name, now, latest).await;
+        match &reined {
             Ok(0) => {}
             Ok(count) => {
                 tracing::warn!(destination = %self.name, count, "forwards were due too far ahead, brought back");
@@ -83,6 +91,7 @@ impl Lane {
                 tracing::warn!(destination = %self.name, %error, "looking for forwards that are due too far ahead failed");
             }
         }
+        reined.is_ok()
     }
 
     /// Waits for a free place and takes more along: all when the lane is behind, otherwise half of them, so that looking

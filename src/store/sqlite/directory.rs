@@ -1,9 +1,11 @@
 //! The data directory: made durably, and held by one process at a time. Knows nothing of what is in the database.
 
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::space;
 
@@ -76,6 +78,37 @@ fn named_in(mut lock: &File) -> Option<u32> {
     let mut holder = String::new();
     lock.read_to_string(&mut holder).ok()?;
     holder.trim().parse().ok()
+}
+
+/// Gives what root has made in `directory` to its owner, whose gateway could not write it.
+pub(super) fn give_to_owner(directory: &Path) -> io::Result<()> {
+    let owner = directory.metadata()?;
+    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    give(directory, &owner)
+}
+
+fn give(directory: &Path, owner: &Metadata) -> io::Result<()> {
+    for entry in directory.read_dir()? {
+        let entry = entry?;
+        let is_damaged = entry.file_name().as_encoded_bytes().starts_with(b"damaged-");
+        let kind = entry.file_type()?;
+        if !(kind.is_file() || kind.is_dir() && is_damaged) {
+            continue;
+        }
+        // The owner may put another name of a file of root's here: neither a link nor a second name is followed.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(entry.path())?;
+        let found = file.metadata()?;
+        if found.uid() == 0 && (found.is_dir() || found.is_file() && found.nlink() == 1) {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        if found.is_dir() {
+            give(&entry.path(), owner)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the names in `directory` durable.

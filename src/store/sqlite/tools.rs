@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::{self, Checked};
 use super::salvage::{self, Salvaged};
-use super::{DATABASE, OpenError, directory, hold, schema};
+use super::{DATABASE, OpenError, directory, hold, schema, verdict};
 
 /// Reads the whole store in `directory` and says what is not as it was written. A gateway may be using it: its log
 /// grows meanwhile. Changes nothing.
@@ -16,16 +16,20 @@ use super::{DATABASE, OpenError, directory, hold, schema};
 /// When there is no store, or it is not to be read for another reason than damage.
 pub fn check(directory: &Path) -> Result<Checked, OpenError> {
     let file = existing(directory)?;
+    match damage(directory)? {
+        Some(damage) => Ok(Checked { problems: vec![damage], ..Checked::default() }),
+        None => read(&file),
+    }
+}
+
+/// Why SQLite must not look at the database: it would forget a part of a damaged log only by looking at it. Where a
+/// gateway uses it, that has judged already; where none does, one may start as soon as this has judged.
+fn damage(directory: &Path) -> Result<Option<String>, OpenError> {
     match hold(directory) {
-        Ok(_held) => {
-            let needed = salvage::needed(directory).map_err(|source| unusable(directory, source))?;
-            match needed {
-                // SQLite would forget a part of a damaged log only by looking at it.
-                Some(damage) => Ok(Checked { problems: vec![damage], ..Checked::default() }),
-                None => read(&file),
-            }
-        }
-        Err(OpenError::InUse { .. }) => read(&file),
+        Ok(_held) => directory::give_to_owner(directory)
+            .and_then(|()| salvage::needed(directory))
+            .map_err(|source| unusable(directory, source)),
+        Err(OpenError::InUse { .. }) => Ok(None),
         Err(other) => Err(other),
     }
 }
@@ -49,13 +53,22 @@ fn read(file: &Path) -> Result<Checked, OpenError> {
 /// # Errors
 /// When there is no store, it is in use or another program's, or there is no room for the copy.
 pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
-    let refused = |source| OpenError::Directory { directory: directory.to_owned(), source };
-    if !directory.join(DATABASE).exists() {
-        salvage::settle(directory).map_err(refused)?;
-    }
-    let file = existing(directory)?;
+    let refused = |source| unusable(directory, source);
+    // Holding it would make it.
+    fs::metadata(directory).map_err(refused)?;
+    // First: a gateway that starts may be moving the files itself.
     let held = hold(directory)?;
+    let salvaged = salvage_held(directory);
+    // `sudo` is how operators come by a directory that nobody else can read.
+    let given = directory::give_to_owner(directory).map_err(refused);
+    drop(held);
+    salvaged.and_then(|salvaged| given.map(|()| salvaged))
+}
+
+fn salvage_held(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
+    let refused = |source| unusable(directory, source);
     salvage::settle(directory).map_err(refused)?;
+    let file = existing(directory)?;
     let damage = match salvage::needed(directory).map_err(refused)? {
         Some(damage) => damage,
         None => match read(&file) {
@@ -65,10 +78,9 @@ pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
             Err(other) => other.to_string(),
         },
     };
-    let salvaged =
-        salvage::salvage(directory, true).map_err(|source| OpenError::unsalvaged(&file, &damage, source));
-    drop(held);
-    salvaged.map(Some)
+    salvage::salvage(directory, true)
+        .map(Some)
+        .map_err(|source| OpenError::unsalvaged(&file, &damage, source))
 }
 
 /// What a backup holds, once it has been read again.
@@ -86,12 +98,16 @@ pub struct Backup {
 /// grows meanwhile.
 ///
 /// # Errors
-/// When there is no store, `to` exists and is not empty, or reading or writing fails; an unfinished copy is removed.
+/// When there is no store, it is damaged, `to` exists and is not empty, or reading or writing fails; an unfinished copy
+/// is removed.
 pub fn backup(directory: &Path, to: &Path) -> Result<Backup, OpenError> {
     let file = existing(directory)?;
     if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is not empty");
         return Err(unusable(to, source));
+    }
+    if let Some(damage) = damage(directory)? {
+        return Err(schema::failure(&file, verdict::corrupt(&damage)));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(|source| unusable(to, source))?;
     let unfinished = to.join("unfinished");
@@ -135,4 +151,47 @@ fn existing(directory: &Path) -> Result<PathBuf, OpenError> {
 
 fn unusable(directory: &Path, source: io::Error) -> OpenError {
     OpenError::Directory { directory: directory.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    use super::*;
+
+    /// A gateway starts and is between moving the damaged database away and the new one in its place: the command had
+    /// moved files under its hands.
+    #[test]
+    fn files_that_another_process_moves_are_left_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let salvaged = root.path().join("countersign.db-salvaged");
+        fs::write(&salvaged, "").unwrap();
+        let held = hold(root.path()).unwrap();
+        assert!(matches!(salvage(root.path()), Err(OpenError::InUse { .. })));
+        assert!(salvaged.exists());
+        drop(held);
+        assert!(salvage(root.path()).is_ok());
+        assert!(!salvaged.exists());
+    }
+
+    /// After `sudo countersign store salvage` the gateway could not write the database. Only root sees this test fail.
+    #[test]
+    fn what_root_salvages_belongs_to_whom_the_directory_belongs_to() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join(DATABASE);
+        drop(schema::open_writer(&file).unwrap());
+        fs::write(root.path().join("damage"), "on purpose").unwrap();
+        let foreign = root.path().join("link");
+        std::os::unix::fs::symlink("/etc/hostname", &foreign).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(root.path(), Some(65_534), Some(65_534)).unwrap();
+        }
+        let owner = root.path().metadata().unwrap().uid();
+        let damaged = salvage(root.path()).unwrap().unwrap().damaged;
+        let made = [file, root.path().join("lock"), damaged.join(DATABASE), damaged];
+        for path in made {
+            assert_eq!(path.metadata().unwrap().uid(), owner, "{}", path.display());
+        }
+        assert_eq!(foreign.symlink_metadata().unwrap().uid(), rustix::process::geteuid().as_raw());
+    }
 }

@@ -24,6 +24,10 @@ const BYTES_MAX: usize = 16 << 20;
 /// Pages in the log (4 KiB each) that are worth copying into the database.
 pub(super) const CHECKPOINT_PAGES: i64 = 2_000;
 
+/// Pages in the log (64 MiB) at which it is begun anew whoever reads: readers that overlap without a pause keep what has
+/// long been copied from being written over.
+pub(super) const LOG_PAGES_MAX: i64 = 16_000;
+
 /// Why a batch was not committed.
 enum Failure {
     /// By this piece of work, whatever else is in the batch.
@@ -41,6 +45,8 @@ pub(super) struct Writer {
     pub(super) metrics: Metrics,
     /// Pages in the log at which it is copied next.
     pub(super) checkpoint_at: i64,
+    /// Pages in the log at which readers are waited for next, so that it begins anew.
+    pub(super) restart_at: i64,
     /// Whether the log has been copied for want of room since the last commit.
     pub(super) log_restarted: bool,
     /// Given up last, when the database is closed.
@@ -204,19 +210,22 @@ impl Writer {
         if self.health.latched().is_some() {
             return;
         }
-        // Answers how many pages are left to copy.
+        // Answers how many pages there are, and how many of them are left to copy.
         let pragma = |mode: &str| {
             self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
+                let (all, copied): (i64, i64) = (row.get(1)?, row.get(2)?);
+                Ok((all, all - copied))
             })
         };
-        let outcome = pragma("NOOP").and_then(|pages| {
+        let mut length = 0;
+        let outcome = pragma("NOOP").and_then(|(all, pages)| {
+            length = all;
             if pages < self.checkpoint_at {
                 return Ok(None);
             }
             // Whether a reader is in the way or the disk is full: not again with every commit.
             self.checkpoint_at = pages + CHECKPOINT_PAGES;
-            pragma("PASSIVE").map(Some)
+            pragma("PASSIVE").map(|(_, left)| Some(left))
         });
         match outcome {
             Ok(None) => {}
@@ -226,6 +235,10 @@ impl Writer {
                 let error = verdict::judge(&error, &self.connection, &self.health);
                 tracing::debug!(%error, "log not copied");
             }
+        }
+        if length >= self.restart_at {
+            // A reader that stays costs a pause of the busy timeout: not again before it is so much longer.
+            self.restart_at = if self.restart_log() { LOG_PAGES_MAX } else { length + LOG_PAGES_MAX };
         }
     }
 
@@ -254,6 +267,8 @@ fn answer(batch: Vec<Box<dyn Queued>>, outcome: &Result<(), StoreError>) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use rusqlite::Transaction;
 
     use super::*;
@@ -307,6 +322,7 @@ pub(super) mod tests {
             )),
             metrics: Metrics::new(),
             checkpoint_at: CHECKPOINT_PAGES,
+            restart_at: LOG_PAGES_MAX,
             log_restarted: false,
             held: directory::hold(root.path()).unwrap(),
             _watch: std::sync::mpsc::channel().0,
@@ -401,5 +417,39 @@ pub(super) mod tests {
         }
         let log = root.path().join("countersign.db-wal").metadata().unwrap().len();
         assert!(log < 4 * 4_096 * CHECKPOINT_PAGES.unsigned_abs(), "{log} bytes after 80 MB");
+    }
+
+    /// Each read ended long before the log was long, but at each moment there was one: the log grew for ever.
+    #[test]
+    fn the_log_is_begun_anew_while_reads_overlap_without_a_pause() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let begun = [0; 2].map(std::sync::atomic::AtomicU64::new);
+        let done = AtomicBool::new(false);
+        let read = |me: usize| {
+            let connection = schema::open_reader(&root.path().join("countersign.db")).unwrap();
+            while !done.load(Ordering::SeqCst) {
+                let other = begun[1 - me].load(Ordering::SeqCst);
+                connection.execute_batch("BEGIN; SELECT n FROM meter").unwrap();
+                begun[me].fetch_add(1, Ordering::SeqCst);
+                while begun[1 - me].load(Ordering::SeqCst) == other && !done.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                connection.execute_batch("COMMIT").unwrap();
+            }
+        };
+        let longest = std::thread::scope(|scope| {
+            scope.spawn(|| read(0));
+            scope.spawn(|| read(1));
+            let mut longest = 0;
+            for _ in 0..60 {
+                process(&mut writer, &[(GROW, true)]);
+                longest = longest.max(root.path().join("countersign.db-wal").metadata().unwrap().len());
+            }
+            done.store(true, Ordering::SeqCst);
+            longest
+        });
+        let most = 4_120 * (LOG_PAGES_MAX.unsigned_abs() + 1_000);
+        assert!(longest < most, "{longest} bytes after 120 MB, at most {most}");
     }
 }
