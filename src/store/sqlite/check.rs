@@ -22,7 +22,7 @@ pub struct Checked {
     pub dead: u64,
     /// Claims.
     pub claims: u64,
-    /// Deliveries that are damaged, each by itself.
+    /// Deliveries that are damaged, each by itself, or, when not lost, could not be read this time.
     pub damaged: Vec<Finding>,
     /// What is wrong with the file as such: to be salvaged.
     pub problems: Vec<String>,
@@ -44,6 +44,8 @@ pub(super) fn all(connection: &Connection) -> rusqlite::Result<Checked> {
     let read = structure(connection, &mut checked).and_then(|()| contents(connection, &mut checked));
     match read {
         Err(error) if verdict::is_damage(&error) => checked.problems.push(error.to_string()),
+        // A bad sector that the first pass has met as well.
+        Err(_) if !checked.problems.is_empty() => {}
         read => read?,
     }
     Ok(checked)
@@ -63,7 +65,7 @@ fn structure(connection: &Connection, checked: &mut Checked) -> rusqlite::Result
 
 fn contents(connection: &Connection, checked: &mut Checked) -> rusqlite::Result<()> {
     let mut deliveries = connection.prepare(
-        "SELECT id, forwards <> (SELECT count(*) FROM forward WHERE delivery = id), source || ' ' || delivery_id
+        "SELECT id, forwards > (SELECT count(*) FROM forward WHERE delivery = id), source || ' ' || delivery_id
          FROM delivery NOT INDEXED",
     )?;
     let mut rows = deliveries.query([])?;
@@ -75,10 +77,14 @@ fn contents(connection: &Connection, checked: &mut Checked) -> rusqlite::Result<
         match row::load(connection, id) {
             Ok(Some(_)) => checked.deliveries += 1,
             Ok(None) => checked.problems.push(format!("{}: {id}", verdict::MISPLACED)),
-            Err(LoadError::Damaged(what) | LoadError::Unreadable(what)) => {
+            Err(LoadError::Damaged(what)) => {
                 // As the provider knows it, as far as it can be read.
                 let what = row.get::<_, String>(2).map_or(what.clone(), |name| format!("{what}: {name}"));
                 checked.damaged.push(Finding { delivery: Some(id), what, lost: true });
+            }
+            // It may be, another time.
+            Err(LoadError::Unreadable(what)) => {
+                checked.damaged.push(Finding { delivery: Some(id), what, lost: false });
             }
             Err(LoadError::Sqlite(error)) => return Err(error),
         }

@@ -46,6 +46,15 @@ pub enum OpenError {
         /// The database.
         file: PathBuf,
     },
+    /// Its tables are not those that we made.
+    #[error(
+        "the tables or indexes of {} have been altered: undo it with `sqlite3` (what was added beside them may stay), or \
+         take what it holds into new ones with `countersign store salvage --config FILE`", file.display()
+    )]
+    Altered {
+        /// The database.
+        file: PathBuf,
+    },
     /// Another program is in the middle of reading or writing the file.
     #[error("{} is being used by another program: close every `sqlite3` and whatever else reads it", file.display())]
     Busy {
@@ -124,6 +133,7 @@ impl OpenError {
             | Self::InUse { .. }
             | Self::Newer { .. }
             | Self::Foreign { .. }
+            | Self::Altered { .. }
             | Self::Busy { .. }
             | Self::Damaged { .. }
             | Self::Salvage { .. }

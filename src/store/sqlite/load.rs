@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::depths::Depths;
-use super::salvage::{self, Finding, Salvaged};
+use super::salvage::{self, Damage, Finding, Salvaged};
 use super::{DATABASE, OpenError, check, schema, verdict};
 use crate::id::Id;
 use crate::metrics::Metrics;
@@ -19,28 +19,52 @@ pub(super) const SCRUB_FIRST: Duration = Duration::from_secs(5);
 
 /// The writer's connection, and how full each lane is; what was in flight waits again. Salvages what is damaged.
 pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
-    let needed = salvage::settle(directory).and_then(|()| salvage::needed(directory));
-    match needed.map_err(|source| OpenError::Directory { directory: directory.to_owned(), source })? {
-        Some(damage) => load_salvaged(directory, &damage, metrics),
-        None => match load_sound(directory, metrics) {
-            Err(OpenError::Damaged { source, .. }) => load_salvaged(directory, &source.to_string(), metrics),
-            loaded => loaded,
-        },
+    let unusable = |source| OpenError::Directory { directory: directory.to_owned(), source };
+    let damage = salvage::settle(directory).and_then(|()| salvage::damage(directory)).map_err(unusable)?;
+    let suspected = match damage {
+        Some(Damage { what, suspected: false }) => return load_salvaged(directory, &what, metrics),
+        Some(Damage { what, suspected: true }) => Some(what),
+        None => None,
+    };
+    let marked = salvage::marked(directory);
+    // A suspicion may be wrong: of an index that is older than its log, of memory rather than the disk.
+    let whole = suspected.is_some() || marked.is_some();
+    let loaded = match load_sound(directory, whole, metrics) {
+        Err(OpenError::Damaged { source, .. }) => {
+            let damage = marked.unwrap_or_else(|| source.to_string());
+            return load_salvaged(directory, &damage, metrics);
+        }
+        loaded => loaded?,
+    };
+    if let Some(what) = suspected {
+        metrics.store_corrupt_rows.inc();
+        tracing::warn!(
+            "{what}: the log is empty and the database sound without it; this is what a power cut may leave of a \
+             stop, but if the log was removed or cut off, deliveries that stood nowhere else are lost"
+        );
     }
+    if let Some(reason) = marked {
+        salvage::unmark(directory).map_err(unusable)?;
+        tracing::warn!(
+            reason,
+            "damage had been met, and the whole store has been read and is sound: not salvaged"
+        );
+    }
+    Ok(loaded)
 }
 
-/// Opens a database that has to be sound: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
+/// Opens a database that has to be sound, read `whole` also when it is large: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
 /// are set aside.
-fn load_sound(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
+fn load_sound(directory: &Path, whole: bool, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
     let file = directory.join(DATABASE);
     let failed = |error| schema::failure(&file, error);
     let connection = schema::open_writer(&file)?;
-    if is_small(&file) {
+    if whole || is_small(&file) {
         let checked = check::all(&connection).map_err(failed)?;
         if let Some(problem) = checked.problems.first() {
             return Err(failed(verdict::corrupt(problem)));
         }
-        for damaged in &checked.damaged {
+        for damaged in checked.damaged.iter().filter(|damaged| damaged.lost) {
             set_aside(&connection, damaged).map_err(failed)?;
         }
         report(&checked.damaged, metrics);
@@ -59,7 +83,7 @@ fn load_salvaged(
     let file = directory.join(DATABASE);
     tracing::error!(file = %file.display(), damage, "the store is damaged, salvaging what it holds");
     salvage::salvage(directory, false).map_err(|source| OpenError::unsalvaged(&file, damage, source))?;
-    load_sound(directory, metrics)
+    load_sound(directory, false, metrics)
 }
 
 /// Tells what the latest salvage found, if nobody has been told yet.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use self::files::{CREATED, DAMAGE, aside, begin, complete, write_report};
+use self::files::{CREATED, aside, begin, complete, discard, write_report};
 use self::log::Log;
 use self::merge::Staging;
 use self::page::{MAGIC, NEWEST, Pages, word};
@@ -21,7 +21,7 @@ mod log;
 mod merge;
 mod page;
 
-pub(super) use self::files::{mark, note_created, settle, told, untold};
+pub(super) use self::files::{mark, marked, note_created, settle, told, unmark, untold};
 
 /// What salvaging a store came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,27 +95,41 @@ pub enum SalvageError {
     Sqlite(#[from] rusqlite::Error),
 }
 
+/// What the files of a database say of it without its being opened.
+pub(super) struct Damage {
+    pub(super) what: String,
+    /// Whether a database that is sound shows that it is none.
+    pub(super) suspected: bool,
+}
+
 /// Why the database in `directory` must not be opened as it is, where that can be told without opening it: SQLite
 /// itself would say nothing of a log that is damaged, or of a file that has been emptied.
 ///
 /// # Errors
 /// When its files cannot be read.
 pub(super) fn needed(directory: &Path) -> io::Result<Option<String>> {
+    Ok(damage(directory)?.map(|damage| damage.what))
+}
+
+/// The same, and how sure that is.
+pub(super) fn damage(directory: &Path) -> io::Result<Option<Damage>> {
+    let certain = |what| Damage { what, suspected: false };
     let file = directory.join(DATABASE);
     if !file.try_exists()? {
         return Ok(None);
     }
-    if let Ok(reason) = fs::read_to_string(directory.join(DAMAGE)) {
-        return Ok(Some(reason));
-    }
     if fs::metadata(&file)?.len() == 0 {
         let created = directory.join(CREATED).try_exists()?;
-        return Ok(created.then(|| "it is empty".to_owned()));
+        return Ok(created.then(|| certain("it is empty".to_owned())));
     }
-    if let Some(damage) = Log::read(&file)?.damage() {
-        return Ok(Some(damage));
+    let log = Log::read(&file)?;
+    if let Some(what) = log.damage().filter(|_| !log.empty) {
+        return Ok(Some(certain(what)));
     }
-    header_damage(&file)
+    if let Some(what) = header_damage(&file)? {
+        return Ok(Some(certain(what)));
+    }
+    Ok(log.damage().map(|what| Damage { what, suspected: true }))
 }
 
 /// What is wrong with the first bytes of a database of ours, which SQLite takes for another way of writing.
@@ -129,8 +143,19 @@ fn header_damage(file: &Path) -> io::Result<Option<String>> {
         && first[20..24] == [0, 64, 32, 32]
         && (1..=4).contains(&word(&first, 44))
         && word(&first, 56) == 1
-        && [52, 64].iter().all(|at| word(&first, *at) == 0);
+        && match (word(&first, 52), word(&first, 64)) {
+            (0, 0) => true,
+            (root, 0 | 1) => root > 0 && has_map(&pages)?,
+            _ => false,
+        };
     Ok((ours && !plain).then(|| "its header is damaged".to_owned()))
+}
+
+/// Whether the second page says of each page behind it what it belongs to, as an operator's `PRAGMA auto_vacuum` has it.
+fn has_map(pages: &Pages) -> io::Result<bool> {
+    let (map, _) = pages.read(2)?;
+    let entries = map.chunks_exact(5).take(pages.count.saturating_sub(2) as usize);
+    Ok(entries.into_iter().all(|entry| (1..=5).contains(&entry[0]) && word(entry, 1) <= pages.count))
 }
 
 /// Salvages the database in `directory`, which the caller holds. Where nothing at all can be saved, only when `forced`.
@@ -138,9 +163,20 @@ fn header_damage(file: &Path) -> io::Result<Option<String>> {
 /// # Errors
 /// See [`SalvageError`]; the database is as it was.
 pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
+    let salvaged = build(directory, forced);
+    if salvaged.is_err() {
+        // It would take the room that the next try needs.
+        discard(directory)?;
+    }
+    salvaged
+}
+
+fn build(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
     let file = directory.join(DATABASE);
+    discard(directory)?;
     let pages = Pages::open(&file)?;
-    let needed = pages.count as u64 * pages.size as u64 * 5 / 4 + (1 << 20);
+    // What is found is stored twice while it is compared, with indexes of its own: for small deliveries four times.
+    let needed = pages.count as u64 * pages.size as u64 * 4 + (1 << 20);
     let free = space::room(directory)?.free;
     if free < needed {
         return Err(SalvageError::Space { needed, free });
@@ -164,7 +200,12 @@ pub(super) fn salvage(directory: &Path, forced: bool) -> Result<Salvaged, Salvag
         }
     }
     let gone = lost_pages(&pages)?;
-    let gone = gone.or((salvaged.deliveries == 0).then(|| "nothing of what it held can be read".to_owned()));
+    let gone = match gone {
+        None if salvaged.deliveries == 0 && !pages.is_empty()? => {
+            Some("nothing of what it held can be read".to_owned())
+        }
+        gone => gone,
+    };
     salvaged.findings.extend(gone.map(|what| Finding { delivery: None, what, lost: true }));
     salvaged.damaged = aside(directory)?;
     write_report(directory, &salvaged)?;

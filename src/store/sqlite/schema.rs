@@ -1,6 +1,8 @@
 //! Opens the database file: tells our file from others and from damage, brings older formats up to date, and sets how
 //! each connection works.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,10 +42,28 @@ pub(super) fn open_writer(file: &Path) -> Result<Connection, OpenError> {
     for (next, migration) in (1..).zip(MIGRATIONS).skip(format as usize) {
         migrate(&mut connection, migration, next).map_err(failed)?;
     }
-    if !verify_durable(&connection, OPEN_TIMEOUT).map_err(failed)? {
-        return Err(OpenError::Busy { file: file.to_owned() });
+    let busy = || OpenError::Busy { file: file.to_owned() };
+    if !verify_durable(&connection, "RESTART", OPEN_TIMEOUT).map_err(failed)? {
+        return Err(busy());
     }
-    Ok(connection)
+    // Closed for it: closing any descriptor of a file gives up the locks that SQLite has on it.
+    connection.close().map_err(|(_, error)| failed(error))?;
+    sync_index(file).map_err(|source| OpenError::Log { file: file.to_owned(), source })?;
+    let connection = connect(file).map_err(failed)?;
+    configure(&connection).map_err(failed)?;
+    if verify_durable(&connection, "TRUNCATE", OPEN_TIMEOUT).map_err(failed)? {
+        Ok(connection)
+    } else {
+        Err(busy())
+    }
+}
+
+/// Makes it durable that the log has been copied, before it is truncated: an empty log beside an older index looks like
+/// one whose commits are cut off. The descriptor is for a caller that still has a connection: it must outlive that.
+pub(super) fn sync_index(file: &Path) -> io::Result<File> {
+    let index = File::open(beside(file, "-shm"))?;
+    index.sync_all()?;
+    Ok(index)
 }
 
 /// Judges a database that another process has open by its header and schema.
@@ -70,8 +90,7 @@ pub(super) fn seal(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
 }
 
-/// Whether the tables and indexes are those of `format`, each on pages of its own. Others beside them are an
-/// operator's.
+/// Whether the tables and indexes are those of `format`. Others beside them are an operator's.
 fn is_schema(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
     let expected = Connection::open_in_memory()?;
     for migration in &MIGRATIONS[..format as usize] {
@@ -90,6 +109,11 @@ fn is_schema(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
             return Ok(false);
         }
     }
+    Ok(true)
+}
+
+/// Whether each table and index stands on pages of its own.
+fn has_distinct_roots(connection: &Connection) -> rusqlite::Result<bool> {
     let distinct = "SELECT count(*) = count(DISTINCT rootpage) FROM sqlite_schema WHERE rootpage <> 0";
     connection.query_row(distinct, [], |row| row.get(0))
 }
@@ -113,10 +137,13 @@ pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Open
         }
         Ok(0) if fresh => Ok(0),
         Ok(format @ 1..=FORMAT) if application == APPLICATION_ID => {
-            if matches(format)? {
+            if !has_distinct_roots(connection).map_err(failed)? {
+                Err(damaged("two tables are said to stand on one page"))
+            } else if matches(format)? {
                 Ok(format)
             } else {
-                Err(damaged("the schema is not the one that was written"))
+                // What SQLite can read was rather altered than damaged.
+                Err(OpenError::Altered { file: file.to_owned() })
             }
         }
         _ if application == APPLICATION_ID || matches(FORMAT)? => {
@@ -178,10 +205,11 @@ fn rewrite_log(connection: &Connection, file: &Path) -> Result<(), OpenError> {
 }
 
 /// Copies the log into the database. False when another program kept us from it: the log must not be trusted then.
-fn verify_durable(connection: &Connection, patience: Duration) -> rusqlite::Result<bool> {
+fn verify_durable(connection: &Connection, mode: &str, patience: Duration) -> rusqlite::Result<bool> {
     connection.busy_timeout(patience)?;
+    let checkpoint = format!("PRAGMA wal_checkpoint({mode})");
     let (busy, pages): (bool, i64) =
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        connection.query_row(&checkpoint, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     // When the switch to the log fails, SQLite says `wal` and goes on with a rollback journal, of whose removal, which is
     // the commit, nobody makes sure that it is on disk. Only then is there no log to count the pages of.
     if pages < 0 && !busy {
@@ -221,8 +249,8 @@ mod tests {
         let operator = Connection::open(&file).unwrap();
         operator.execute_batch("BEGIN; SELECT count(*) FROM claim").unwrap();
         connection.execute_batch("CREATE TABLE more (x)").unwrap();
-        assert!(!verify_durable(&connection, Duration::ZERO).unwrap());
+        assert!(!verify_durable(&connection, "TRUNCATE", Duration::ZERO).unwrap());
         operator.execute_batch("COMMIT").unwrap();
-        assert!(verify_durable(&connection, Duration::ZERO).unwrap());
+        assert!(verify_durable(&connection, "TRUNCATE", Duration::ZERO).unwrap());
     }
 }

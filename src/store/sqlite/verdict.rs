@@ -10,7 +10,7 @@ use crate::store::StoreError;
 /// How a store contradicts itself, in the words of whoever finds it.
 pub(super) const NOT_IN_TABLE: &str = "an index lists a forward that its table has not";
 pub(super) const MISPLACED: &str = "a delivery is not where its index says";
-pub(super) const OTHER_FORWARDS: &str = "a delivery has not the forwards that it had";
+pub(super) const OTHER_FORWARDS: &str = "a delivery has fewer forwards than it had";
 
 /// Whether what was read is not what was written.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {

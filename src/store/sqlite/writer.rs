@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::depths::Depths;
 use super::directory::Held;
 use super::health::Health;
-use super::verdict;
 use super::work::{Effects, Queued};
+use super::{schema, verdict};
 use crate::metrics::Metrics;
 use crate::store::{Outlet, StoreError};
 
@@ -244,16 +244,26 @@ impl Writer {
 
     fn finish(self) {
         let Self { connection, health, held, running, .. } = self;
+        let mut index = None;
         let closed = if health.latched().is_some() {
             // What the log holds is for the next start to find out.
             Ok(())
         } else {
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0)).and_then(
+                |busy: bool| {
+                    index = schema::sync_index(health.file()).ok();
+                    if busy || index.is_none() {
+                        return Ok(());
+                    }
+                    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                },
+            )
         };
         if let Err(error) = closed.and_then(|()| connection.close().map_err(|(_, error)| error)) {
             // Nothing is lost: the log is still there, and the next start copies it.
             tracing::warn!(%error, "store not closed cleanly");
         }
+        drop(index);
         drop(held);
         drop(running);
     }

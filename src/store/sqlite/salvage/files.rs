@@ -18,18 +18,32 @@ const UNFINISHED: &str = "countersign.db-unfinished";
 /// Its being there says that the database has been more than an empty file.
 pub(super) const CREATED: &str = "created";
 /// Left by a process that met damage, for the next one: the file says what it met.
-pub(super) const DAMAGE: &str = "damage";
+const DAMAGE: &str = "damage";
 /// What a salvage found, until a gateway has told of it: whoever salvaged may not have been one.
 const REPORT: &str = "salvaged.json";
 /// Everything that belongs to a database that is moved aside; the database last, so that a crash between two leaves it.
 const MOVED: [&str; 4] = ["-wal", "-shm", "-journal", ""];
 
-/// Has the next start salvage the database first.
+/// Has the next start read the whole database first, and salvage it unless it is sound.
 pub(in crate::store::sqlite) fn mark(directory: &Path, reason: &str) {
     let written = fs::write(directory.join(DAMAGE), reason).and_then(|()| directory::sync(directory));
     if let Err(error) = written {
         tracing::error!(%error, "the damage could not be noted for the next start");
     }
+}
+
+/// What a process met that marked the database.
+pub(in crate::store::sqlite) fn marked(directory: &Path) -> Option<String> {
+    fs::read_to_string(directory.join(DAMAGE)).ok()
+}
+
+/// Forgets it: the database is sound.
+///
+/// # Errors
+/// When the mark cannot be removed.
+pub(in crate::store::sqlite) fn unmark(directory: &Path) -> io::Result<()> {
+    remove_file(&directory.join(DAMAGE))?;
+    directory::sync(directory)
 }
 
 /// Finishes what a crash interrupted: a salvaged database takes its place.
@@ -50,6 +64,8 @@ pub(in crate::store::sqlite) fn settle(directory: &Path) -> io::Result<()> {
     }
     move_file(&directory.join(DAMAGE), &aside.join(DAMAGE))?;
     directory::sync(&aside)?;
+    // Not the new database beside the old log.
+    directory::sync(directory)?;
     fs::rename(salvaged, directory.join(DATABASE))?;
     directory::sync(directory)
 }
@@ -104,7 +120,12 @@ pub(super) fn write_report(directory: &Path, salvaged: &Salvaged) -> io::Result<
 /// When it cannot be read.
 pub(in crate::store::sqlite) fn untold(directory: &Path) -> io::Result<Option<Salvaged>> {
     match fs::read(directory.join(REPORT)) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Ok(text) => {
+            let salvaged: Salvaged = serde_json::from_slice(&text)?;
+            // It is written before the files are moved: where none have been, the salvage came to nothing.
+            let aside = directory.join(salvaged.damaged.file_name().unwrap_or_default());
+            Ok(aside.join(DATABASE).try_exists()?.then_some(salvaged))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -123,10 +144,13 @@ pub(in crate::store::sqlite) fn told(directory: &Path, salvaged: &Salvaged) -> i
 /// A new database that nobody knows of yet.
 pub(super) fn begin(directory: &Path) -> Result<(PathBuf, Connection), SalvageError> {
     let path = directory.join(UNFINISHED);
-    for suffix in MOVED {
-        remove_file(&beside(&path, suffix))?;
-    }
-    Ok((path.clone(), schema::create(&path)?))
+    let connection = schema::create(&path)?;
+    Ok((path, connection))
+}
+
+/// Removes one that has not been finished.
+pub(super) fn discard(directory: &Path) -> io::Result<()> {
+    MOVED.iter().try_for_each(|suffix| remove_file(&beside(&directory.join(UNFINISHED), suffix)))
 }
 
 /// Makes it durable, and then known.

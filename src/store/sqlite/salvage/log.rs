@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use super::super::directory::beside;
 
 const HEADER: usize = 32;
@@ -25,6 +27,8 @@ pub(super) struct Log {
     pub(super) copied: usize,
     /// Committed frames that are cut off.
     pub(super) missing: usize,
+    /// Whether there is nothing in it, so that only the index speaks of what is cut off, and it may be an older one.
+    pub(super) empty: bool,
     /// Whether SQLite would stop before the end, at a frame that is what was written.
     misled: bool,
 }
@@ -53,6 +57,7 @@ impl Log {
             frames: Vec::new(),
             copied: 0,
             missing: shared.as_ref().map_or(0, Shared::uncopied),
+            empty: true,
             misled: false,
         };
         let log = match File::open(beside(file, "-wal")) {
@@ -64,8 +69,7 @@ impl Log {
         if length < HEADER {
             return Ok(none);
         }
-        let mut header = [0; HEADER];
-        log.read_exact_at(&mut header, 0)?;
+        let header = read_padded(&log, 0, HEADER)?;
         Self::judge(log, length, &header, shared.as_ref())
     }
 
@@ -82,12 +86,13 @@ impl Log {
         let mut salt: Option<[u8; 8]> = if header_bad { None } else { header[16..24].try_into().ok() };
 
         let mut frames: Vec<Frame> = Vec::new();
-        let mut bytes = vec![0; FRAME_HEADER + page_size];
+        let frame_size = FRAME_HEADER + page_size;
         // Whether the frame before is of this generation: behind the end lie those of an older one.
         let mut follows = true;
         let mut misled_at = header_bad.then_some(0);
-        for index in 0..(length - HEADER) / bytes.len() {
-            file.read_exact_at(&mut bytes, (HEADER + index * (FRAME_HEADER + page_size)) as u64)?;
+        for index in 0..(length - HEADER) / frame_size {
+            let at = HEADER + index * frame_size;
+            let bytes = read_padded(&file, at as u64, frame_size)?;
             let sum =
                 |seed| checksum(big_endian, checksum(big_endian, seed, &bytes[..8]), &bytes[FRAME_HEADER..]);
             let claimed = (number(&bytes[16..20]), number(&bytes[20..24]));
@@ -115,9 +120,9 @@ impl Log {
         }
 
         // Of one that is cut off, the first half may still tell something.
-        let whole = HEADER + frames.len() * bytes.len();
+        let whole = HEADER + frames.len() * frame_size;
         if length >= whole + FRAME_HEADER {
-            file.read_exact_at(&mut bytes[..FRAME_HEADER], whole as u64)?;
+            let bytes = read_padded(&file, whole as u64, FRAME_HEADER)?;
             frames.push(Frame { page: number(&bytes[..4]), good: false, commit: false });
         }
 
@@ -128,7 +133,7 @@ impl Log {
         let copied = shared.map_or(0, |shared| shared.copied).min(end);
         let missing = promised.saturating_sub(end);
         let misled = misled_at.is_some_and(|at| at < end);
-        Ok(Self { file: Some(file), page_size, frames, copied, missing, misled })
+        Ok(Self { file: Some(file), page_size, frames, copied, missing, empty: false, misled })
     }
 
     /// What is wrong with it, when what was committed is not all there.
@@ -194,14 +199,21 @@ impl Shared {
     }
 }
 
-/// So many bytes from `at` on; zeros where the file has ended.
+/// So many bytes from `at` on; zeros where the file has ended, and where the disk does not give them away: what stood
+/// there is damaged like any other.
 pub(super) fn read_padded(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     let mut filled = 0;
     while filled < length {
-        match file.read_at(&mut bytes[filled..], at + filled as u64)? {
-            0 => break,
-            read => filled += read,
+        match file.read_at(&mut bytes[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                tracing::error!(%error, at, length, "the disk does not give away a part of the store");
+                bytes.fill(0);
+                break;
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(bytes)
@@ -221,4 +233,18 @@ fn checksum(big_endian: bool, (mut first, mut second): Sum, bytes: &[u8]) -> Sum
         second = second.wrapping_add(word(&pair[4..])).wrapping_add(first);
     }
     (first, second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A single bad sector had kept a store from being salvaged, for good.
+    #[test]
+    fn what_the_disk_does_not_give_away_reads_as_zeros() {
+        // The one file that fails with EIO everywhere: nothing is mapped at 0.
+        let memory = File::open("/proc/self/mem").unwrap();
+        assert_eq!(memory.read_at(&mut [0], 0).unwrap_err().raw_os_error(), Some(Errno::IO.raw_os_error()));
+        assert_eq!(read_padded(&memory, 0, 100).unwrap(), [0; 100]);
+    }
 }

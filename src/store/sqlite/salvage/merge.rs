@@ -7,13 +7,14 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
 use super::page::{NEWEST, Value};
-use super::{Finding, Salvaged};
+use super::{DELIVERY, Finding, Salvaged};
 use crate::dedup;
 use crate::id::Id;
 use crate::store::sqlite::row;
 
 const FORWARDS: &str = include_str!("forwards.sql");
-/// A claim that is made anew holds for as long as by default.
+/// Findings that are told one by one, the losses first.
+const FINDINGS_MAX: u32 = 10_000;
 const CLAIMS: &str = include_str!("claims.sql");
 
 pub(super) struct Staging<'c> {
@@ -35,12 +36,12 @@ impl<'c> Staging<'c> {
         Ok(Self { connection })
     }
 
-    /// Takes a row for what its shape says it is.
+    /// Takes a row for what its shape says it is. Columns behind those that we know are an operator's.
     pub(super) fn take(&self, row: &[Value], rank: i64) -> rusqlite::Result<()> {
         use Value::{Blob, Integer, Null, Text};
         match row {
-            [Blob(id), Text(_), _, _, _, _, _, _, _, _, _, _, _, _, _, _] if id.len() == 16 => {
-                self.take_delivery(row, rank)
+            [Blob(id), Text(_), ..] if id.len() == 16 && row.len() >= DELIVERY.0 => {
+                self.take_delivery(&row[..DELIVERY.0], rank)
             }
             [
                 Blob(id),
@@ -52,6 +53,7 @@ impl<'c> Staging<'c> {
                 Integer(replay),
                 settled_at @ (Integer(_) | Null),
                 last_outcome @ (Text(_) | Null),
+                ..,
             ] if id.len() == 16 => {
                 let pending = matches!(state.as_str(), "waiting" | "in_flight");
                 let ended = matches!(state.as_str(), "delivered" | "dead" | "cancelled");
@@ -102,7 +104,7 @@ impl<'c> Staging<'c> {
                     params![id, destination, settled_at, rank],
                 )
             }
-            [Blob(key), Blob(id), Blob(digest), Integer(expires_at)]
+            [Blob(key), Blob(id), Blob(digest), Integer(expires_at), ..]
                 if key.len() == 32 && id.len() == 16 && digest.len() == 32 =>
             {
                 self.insert(
@@ -119,6 +121,7 @@ impl<'c> Staging<'c> {
                 Text(outcome),
                 status @ (Integer(_) | Null),
                 Text(detail),
+                ..,
             ] if id.len() == 16 && rank == NEWEST => {
                 self.know(id, rank)?;
                 self.insert(
@@ -137,7 +140,11 @@ impl<'c> Staging<'c> {
         let Some(Value::Blob(id)) = row.first() else { return Ok(()) };
         let mut wanted =
             self.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM wanted WHERE id = ?1)")?;
-        if wanted.query_row([id], |row| row.get(0))? { self.take_delivery(row, NEWEST) } else { Ok(()) }
+        if wanted.query_row([id], |row| row.get(0))? {
+            self.take_delivery(&row[..DELIVERY.0], NEWEST)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether there are deliveries that must be somewhere and have not been found.
@@ -260,11 +267,20 @@ impl<'c> Staging<'c> {
     }
 
     fn report(&self) -> rusqlite::Result<Salvaged> {
+        self.insert(
+            "INSERT INTO finding SELECT NULL, 'more of the same: ' || count(*), max(lost) FROM (
+                 SELECT lost FROM finding ORDER BY lost DESC, rowid LIMIT -1 OFFSET ?1
+             ) HAVING count(*) > 0",
+            [FINDINGS_MAX],
+        )?;
         let count =
             |sql: &str| self.connection.query_row(sql, [], |row| row.get::<_, i64>(0).map(i64::unsigned_abs));
         let mut findings =
-            self.connection.prepare("SELECT delivery, what, lost FROM finding ORDER BY rowid")?;
-        let findings = findings.query_map([], |row| {
+            self.connection.prepare("SELECT delivery, what, lost FROM (
+                 SELECT * FROM (SELECT rowid AS number, * FROM finding ORDER BY delivery IS NOT NULL, lost DESC, rowid
+                 LIMIT ?1)
+             ) ORDER BY number")?;
+        let findings = findings.query_map([FINDINGS_MAX + 1], |row| {
             let id: Option<[u8; 16]> = row.get(0)?;
             Ok(Finding { delivery: id.map(Id::from_bytes), what: row.get(1)?, lost: row.get(2)? })
         })?;

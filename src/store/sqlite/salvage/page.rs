@@ -101,6 +101,17 @@ impl Pages {
         Ok((bytes, place.rank))
     }
 
+    /// Whether each page is one of a tree, and none has a row: a store with nothing in it.
+    pub(super) fn is_empty(&self) -> io::Result<bool> {
+        for number in 2..=self.count {
+            let (page, _) = self.read(number)?;
+            if Kind::of(page[0]).is_none_or(Kind::interior) || half(&page, 3) > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(self.count > 1)
+    }
+
     /// Pages that hold nothing any more. What the list says is not believed beyond that it is a list.
     pub(super) fn free(&self) -> io::Result<HashSet<u32>> {
         let mut free = HashSet::new();
@@ -130,7 +141,7 @@ impl Pages {
     }
 
     /// Every row of a table that stands anywhere on the page, whether or not the page still knows of it, and whose
-    /// columns are as many as these types, of which the first is `first`.
+    /// columns are at least so many, of which the first is `first`.
     pub(super) fn search(&self, page: &[u8], columns: usize, first: u8) -> Vec<Vec<Value>> {
         let mut rows = Vec::new();
         for (head, pair) in page.windows(2).enumerate() {
@@ -145,7 +156,7 @@ impl Pages {
                     && varint(page, start + length).is_some_and(|(_, size)| start + length + size == head)
             });
             let found = starts.filter_map(|start| self.row(page, start, Kind::TableLeaf));
-            rows.extend(found.filter(|row| row.len() == columns));
+            rows.extend(found.filter(|row| row.len() >= columns));
         }
         rows
     }
