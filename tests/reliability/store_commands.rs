@@ -101,6 +101,27 @@ fn a_file_that_holds_nothing_of_ours_is_refused_with_what_to_do() {
 }
 
 /// Copying it had SQLite forget the part of the log behind the damage, and with it an acknowledged delivery, unsaid.
+/// The log of a database that had been removed was thrown away, and what it held with it.
+#[test]
+fn a_database_that_is_missing_is_salvaged_from_its_log_or_named() {
+    let (mut gateway, bodies) = waiting(5);
+    gateway.kill();
+    let file = gateway.directory().join("data/countersign.db");
+    fs::remove_file(&file).unwrap();
+    let (mut gateway, backend) = restart(&gateway);
+    let got: BTreeSet<_> = backend.eventually_got(bodies.len()).into_iter().map(|got| got.body).collect();
+    assert_eq!(got, bodies.into_iter().collect());
+    assert!(gateway.log().contains("it is missing"));
+
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    fs::remove_file(&file).unwrap();
+    let output = run(&["run", "--config", gateway.config_path().to_str().unwrap()]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(74), "{text}");
+    assert!(text.contains("it is missing") && text.contains("countersign store salvage"), "{text}");
+}
+
 #[test]
 fn a_damaged_store_is_not_copied_as_if_it_were_whole() {
     let (mut gateway, _) = waiting(2);

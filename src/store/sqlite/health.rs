@@ -102,6 +102,11 @@ impl Health {
         self.latch(format!("{file} is damaged ({what}): the next start salvages what it holds"))
     }
 
+    /// Whether a write has failed for want of room, and no look has found any since.
+    pub(super) fn was_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// Refuses what is new until there is room to be seen, beginning now.
     pub(super) fn note_full(&self) {
         self.full.store(true, Ordering::Relaxed);

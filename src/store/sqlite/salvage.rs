@@ -13,6 +13,7 @@ use self::files::{CREATED, aside, begin, complete, discard, write_report};
 use self::log::Log;
 use self::merge::Staging;
 use self::page::{MAGIC, NEWEST, Pages, word};
+use super::directory::beside;
 use super::{DATABASE, schema, space};
 use crate::id::Id;
 
@@ -115,12 +116,17 @@ pub(super) fn needed(directory: &Path) -> io::Result<Option<String>> {
 pub(super) fn damage(directory: &Path) -> io::Result<Option<Damage>> {
     let certain = |what| Damage { what, suspected: false };
     let file = directory.join(DATABASE);
-    if !file.try_exists()? {
-        return Ok(None);
-    }
-    if fs::metadata(&file)?.len() == 0 {
-        let created = directory.join(CREATED).try_exists()?;
-        return Ok(created.then(|| certain("it is empty".to_owned())));
+    let length = match fs::metadata(&file) {
+        Ok(found) => Some(found.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if length.unwrap_or(0) == 0 {
+        // A log without a database may hold all there is: SQLite would throw it away.
+        let has_log = fs::metadata(beside(&file, "-wal")).is_ok_and(|log| log.len() > 0);
+        let known = has_log || directory.join(CREATED).try_exists()?;
+        let what = if length.is_some() { "it is empty" } else { "it is missing" };
+        return Ok(known.then(|| certain(what.to_owned())));
     }
     let log = Log::read(&file)?;
     if let Some(what) = log.damage().filter(|_| !log.empty) {

@@ -43,6 +43,8 @@ pub(super) fn judge(error: &rusqlite::Error, connection: &Connection, health: &H
         Some((_, ffi::SQLITE_IOERR_WRITE)) if undone => match space::probe(health.file()) {
             Err(cause) if space::is_want_of_room(&cause) => StoreError::DiskFull,
             Err(cause) => health.latch(format!("a failed write: {error}: {cause}")),
+            // There was none a moment ago, and there may be again.
+            Ok(()) if health.was_full() => StoreError::DiskFull,
             Ok(()) => health.latch(format!("a failed write: {error}")),
         },
         // Somebody holds the write lock: nothing of ours has been written.

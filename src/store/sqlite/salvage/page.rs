@@ -47,7 +47,11 @@ pub(super) enum Value {
 impl Pages {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let log = Log::read(path)?;
-        let file = File::open(path)?;
+        // One that is missing is read as one that is empty: the log may hold all there is.
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open("/dev/null"),
+            opened => opened,
+        }?;
         let mut header = [0; 100];
         let in_database = match file.read_exact_at(&mut header, 0) {
             Ok(()) => usize::from(header[16]) << 8 | usize::from(header[17]),
