@@ -120,6 +120,9 @@ fn a_database_that_is_missing_is_salvaged_from_its_log_or_named() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(74), "{text}");
     assert!(text.contains("it is missing") && text.contains("countersign store salvage"), "{text}");
+    assert_eq!(store(&gateway, &["salvage"]).0, Some(0));
+    let (gateway, _) = restart(&gateway);
+    gateway.eventually_metric("countersign_store_corrupt_rows_total", 1.0);
 }
 
 #[test]

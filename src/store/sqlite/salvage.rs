@@ -214,6 +214,8 @@ fn build(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
     };
     salvaged.findings.extend(gone.map(|what| Finding { delivery: None, what, lost: true }));
     salvaged.damaged = aside(directory)?;
+    // One that is missing is set aside as one that is empty.
+    fs::File::options().append(true).create(true).open(&file)?;
     write_report(directory, &salvaged)?;
     complete(directory, &path, connection)?;
     settle(directory)?;

@@ -68,10 +68,10 @@ pub fn salvage(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
 fn salvage_held(directory: &Path) -> Result<Option<Salvaged>, OpenError> {
     let refused = |source| unusable(directory, source);
     salvage::settle(directory).map_err(refused)?;
-    let file = existing(directory)?;
+    let file = directory.join(DATABASE);
     let damage = match salvage::needed(directory).map_err(refused)? {
         Some(damage) => damage,
-        None => match read(&file) {
+        None => match read(&existing(directory)?) {
             Ok(checked) if checked.is_sound() => return Ok(None),
             Ok(checked) => checked.problems.into_iter().next().unwrap_or_default(),
             Err(foreign @ OpenError::Foreign { .. }) => return Err(foreign),
@@ -180,7 +180,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join(DATABASE);
         drop(schema::open_writer(&file).unwrap());
-        fs::write(root.path().join("damage"), "on purpose").unwrap();
+        File::options().write(true).open(&file).unwrap().set_len(8_192).unwrap();
         let foreign = root.path().join("link");
         std::os::unix::fs::symlink("/etc/hostname", &foreign).unwrap();
         if rustix::process::geteuid().is_root() {
