@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -67,7 +67,7 @@ struct Parts {
     /// Reads the configuration anew.
     load: Box<Load>,
     /// Held by the one reload that may be under way.
-    reloading: Mutex<()>,
+    reloading: Arc<tokio::sync::Mutex<()>>,
     stages: Stages,
 }
 
@@ -168,7 +168,7 @@ impl App {
             ingest,
             certificate,
             load,
-            reloading: Mutex::default(),
+            reloading: Arc::default(),
             stages,
             config: ArcSwap::new(Arc::clone(&config)),
             started_with: config,

@@ -1,12 +1,19 @@
 //! Putting a new configuration in force while requests come in. Each request keeps what it began with; what has not
 //! changed (lanes, breakers, connections, used-up rates) is not touched.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::{App, Parts};
 use crate::admin::Reloaded;
 use crate::causes;
 use crate::config::{Config, StoreConfig};
+
+/// How long a reload may take until it counts as refused. One that has begun to read goes on, and is put in force when it
+/// has read all; those behind it wait without a thread, since each thread that hangs is one that the store cannot read on.
+const LOAD_MAX: Duration = Duration::from_secs(10);
 
 /// Reads the configuration; the error is the text with every problem, as `check` prints it. May block.
 pub type Load = dyn Fn() -> Result<Config, String> + Send + Sync;
@@ -25,18 +32,41 @@ impl Parts {
     /// # Errors
     /// With every problem: everything stays as it was.
     pub(super) async fn load_again(self: Arc<Self>) -> Result<Reloaded, String> {
-        // Reads files, which a dying disk or a network may hold up for long.
-        let done = tokio::task::spawn_blocking(move || self.load_now()).await;
-        done.unwrap_or_else(|error| Err(format!("the reload has not ended: {error}")))
+        let parts = Arc::clone(&self);
+        // A task of its own: it goes on when whoever asked hangs up.
+        let done = tokio::spawn(timeout(LOAD_MAX, async move {
+            let turn = Arc::clone(&parts.reloading).lock_owned().await;
+            // Reads files, which a dying disk or a network may hold up for long.
+            tokio::task::spawn_blocking(move || {
+                let outcome = parts.load_now();
+                drop(turn);
+                outcome
+            })
+            .await
+        }));
+        match done.await {
+            Ok(Ok(Ok(outcome))) => outcome,
+            Ok(Err(_)) => {
+                let within = LOAD_MAX.as_secs();
+                let problem = format!("error: the configuration could not be read within {within} s");
+                self.note(&Err(problem.clone()));
+                Err(problem)
+            }
+            Ok(Ok(Err(error))) | Err(error) => Err(format!("the reload has not ended: {error}")),
+        }
     }
 
     fn load_now(&self) -> Result<Reloaded, String> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = (self.load)().and_then(|config| self.put_in_force(config));
+        self.note(&outcome);
+        outcome
+    }
+
+    fn note(&self, outcome: &Result<Reloaded, String>) {
         self.note_loaded(outcome.is_ok());
         let label = if outcome.is_ok() { "succeeded" } else { "refused" };
         self.metrics.config_reloads.with_label_values(&[label]).inc();
-        match &outcome {
+        match outcome {
             Ok(Reloaded { warnings, needs_restart, .. }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
@@ -53,7 +83,6 @@ impl Parts {
                 tracing::error!(problems, "reload refused; the old configuration stays in force");
             }
         }
-        outcome
     }
 
     /// Tells how the latest load of the configuration went; the first is that of the start.

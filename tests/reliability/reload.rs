@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -263,4 +263,39 @@ fn the_command_prints_what_check_prints_and_needs_an_operator() {
 
     let nobody = countersign().args(["reload", "--admin", "http://127.0.0.1:1"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(69));
+}
+
+/// A file that could not be read at once held up its reload, and all after it, without a word to anybody.
+#[test]
+fn a_file_that_cannot_be_read_is_a_refused_reload_and_the_next_is_put_in_force() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&sections(&backend, &[A]));
+    let file = gateway.config_path();
+    std::fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asking = [(); 3].map(|()| scope.spawn(|| post_reload(&gateway)));
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    });
+    for answer in answers {
+        let text = String::from_utf8(answer.body).unwrap();
+        assert!(answer.status == 422 && text.contains("could not be read within 10 s"), "{text}");
+    }
+    assert_eq!((reloads(&gateway, "refused"), reloads(&gateway, "succeeded")), (3.0, 0.0));
+    assert!(gateway.log().contains("could not be read within 10 s"));
+    let post = |id: &str| Post::signed("stripe", "/webhooks/stripe", id, "x", &body(id));
+    assert_eq!(post("d-1").send(gateway.listen).status, 200);
+
+    // Whoever still reads it gets what makes no configuration, and the next a good one.
+    std::fs::write(&file, "nonsense = 1").unwrap();
+    std::fs::remove_file(&file).unwrap();
+    gateway.rewrite(&sections(&backend, &[B]));
+    reload(&gateway, false, None);
+    let signed = |secret: &str| {
+        let now = Clock::system().now();
+        Post::signed_at("github", "/webhooks/github", secret, "x", b"{}", secret, now)
+            .send(gateway.listen)
+            .status
+    };
+    assert_eq!((signed(A), signed(B)), (401, 200));
 }
