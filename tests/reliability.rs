@@ -53,6 +53,8 @@ mod preload;
 mod reload;
 #[path = "reliability/store_commands.rs"]
 mod store_commands;
+#[path = "reliability/suspicion.rs"]
+mod suspicion;
 #[path = "reliability/time.rs"]
 mod time;
 #[path = "reliability/upgrade.rs"]

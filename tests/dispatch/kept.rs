@@ -27,14 +27,20 @@ fn gateway_for(listener: &TcpListener) -> Gateway {
     Gateway::start([destination("legacy", &format!("http://{}/", listener.local_addr().unwrap()))])
 }
 
-/// After a first delivery the backend does `after` to the connection; the second comes on another and is no failure.
-async fn check(after: Vec<Do>) {
+/// A gateway that has delivered once, to the other end of a connection that it keeps.
+async fn delivered_once() -> (TcpListener, Gateway, TcpStream) {
     let listener = listen();
     let gateway = gateway_for(&listener);
     gateway.forward(delivery(b"{}"), "legacy");
-    let (mut first, _) = listener.accept().await.unwrap();
-    run(&mut first, vec![ReadAll, ok()], 2).await;
+    let (mut kept, _) = listener.accept().await.unwrap();
+    run(&mut kept, vec![ReadAll, ok()], 2).await;
     eventually("the first is delivered", || gateway.delivered() == 1).await;
+    (listener, gateway, kept)
+}
+
+/// After a first delivery the backend does `after` to the connection; the second comes on another and is no failure.
+async fn check(after: Vec<Do>) {
+    let (listener, gateway, mut first) = delivered_once().await;
     let kept_open = !after.iter().any(|step| matches!(step, Close | Reset));
     run(&mut first, after.clone(), 2).await;
     let first = Some(first).filter(|_| kept_open);
@@ -61,12 +67,7 @@ async fn a_kept_connection_that_has_ended_or_said_more_is_not_used() {
 /// The backend cannot have acted on half a request: that is sent again at once, within the same attempt.
 #[tokio::test]
 async fn half_a_request_on_a_kept_connection_is_sent_again_and_blames_nobody() {
-    let listener = listen();
-    let gateway = gateway_for(&listener);
-    gateway.forward(delivery(b"{}"), "legacy");
-    let (mut kept, _) = listener.accept().await.unwrap();
-    run(&mut kept, vec![ReadAll, ok()], 2).await;
-    eventually("the first is delivered", || gateway.delivered() == 1).await;
+    let (listener, gateway, mut kept) = delivered_once().await;
 
     let mut large = delivery(b"");
     large.body = Bytes::from(vec![b'x'; LARGE_BYTES]);
@@ -86,12 +87,7 @@ async fn half_a_request_on_a_kept_connection_is_sent_again_and_blames_nobody() {
 /// been acted on, so the next request has another number.
 #[tokio::test]
 async fn a_whole_request_without_an_answer_is_a_counted_attempt() {
-    let listener = listen();
-    let gateway = gateway_for(&listener);
-    gateway.forward(delivery(b"{}"), "legacy");
-    let (mut kept, _) = listener.accept().await.unwrap();
-    run(&mut kept, vec![ReadAll, ok()], 2).await;
-    eventually("the first is delivered", || gateway.delivered() == 1).await;
+    let (listener, gateway, mut kept) = delivered_once().await;
     gateway.forward(delivery(b"[]"), "legacy");
     run(&mut kept, vec![ReadAll, Close], 2).await;
     drop(kept);

@@ -12,6 +12,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use tempfile::TempDir;
+
 use crate::backend::Backend;
 use crate::sender::{Post, body, every_provider};
 use crate::support::{Gateway, PATIENCE, countersign, eventually, write_config};
@@ -98,15 +100,21 @@ fn a_take_over_that_cannot_succeed_leaves_the_running_gateway_as_it_was() {
     assert_eq!((old.wait(), deliver(&new, "d-5")), (Some(0), 200));
 }
 
+/// A directory to start a gateway in, and somebody who has the name at which it would be asked.
+fn with_the_name_taken(backend: &Backend) -> (Arc<TempDir>, UnixListener) {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    write_config(directory.path(), &every_provider(backend));
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let somebody = UnixListener::bind_addr(&door(&data)).unwrap();
+    (directory, somebody)
+}
+
 /// As a running version that is too old.
 #[test]
 fn a_gateway_that_cannot_be_asked_to_hand_over_serves_on() {
     let backend = Backend::accepting();
-    let directory = Arc::new(tempfile::tempdir().unwrap());
-    write_config(directory.path(), &every_provider(&backend));
-    let data = directory.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    let somebody = UnixListener::bind_addr(&door(&data)).unwrap();
+    let (directory, somebody) = with_the_name_taken(&backend);
     let gateway = Gateway::start_in(directory, |_| ());
     drop(somebody);
     let holder = format!("in use by process {}", gateway.id());
@@ -118,13 +126,9 @@ fn a_gateway_that_cannot_be_asked_to_hand_over_serves_on() {
 #[test]
 fn whoever_takes_the_name_and_accepts_nobody_keeps_no_gateway_from_starting() {
     let backend = Backend::accepting();
-    let directory = Arc::new(tempfile::tempdir().unwrap());
-    write_config(directory.path(), &every_provider(&backend));
-    let data = directory.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    let somebody = UnixListener::bind_addr(&door(&data)).unwrap();
+    let (directory, somebody) = with_the_name_taken(&backend);
     rustix::net::listen(&somebody, 0).unwrap();
-    let _queue_is_full = UnixStream::connect_addr(&door(&data)).unwrap();
+    let _queue_is_full = UnixStream::connect_addr(&door(&directory.path().join("data"))).unwrap();
     let gateway = Gateway::start_in(directory, |command| {
         command.arg("--takeover");
     });

@@ -134,7 +134,7 @@ impl Work for Lease {
             };
             // Nothing unusual when it has been taken or settled meanwhile; but then it is not listed any more.
             if !matched && self.is_listed(transaction, candidate)? {
-                let what = "the index lists a forward that is not in the table".to_owned();
+                let what = verdict::NOT_IN_TABLE.to_owned();
                 effects.corrupt.push((candidate.id, Arc::clone(&self.destination), what));
                 effects.index_damaged = true;
             }
