@@ -4,7 +4,7 @@
 //! is set, and does not leap over a time in which the process stood still. Timeouts and durations come from tokio.
 //! What steady time makes of the clocks that it is given is pure, in `steady`.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,14 +45,16 @@ impl Clock {
 
     /// A clock that stands still until its [`Hand`] moves it.
     pub fn manual(start: Timestamp) -> (Self, Hand) {
-        let wall_ms = Arc::new(AtomicI64::new(start.as_millisecond()));
-        let monotonic_ms = Arc::new(AtomicU64::new(0));
-        let (wall, monotonic) = (Arc::clone(&wall_ms), Arc::clone(&monotonic_ms));
+        let set_ms = Arc::new(AtomicI64::new(start.as_millisecond()));
+        let passed_ms = Arc::new(AtomicI64::new(0));
+        let (set, passed, monotonic) = (Arc::clone(&set_ms), Arc::clone(&passed_ms), Arc::clone(&passed_ms));
         let clock = Self::new(
-            move || from_milliseconds(wall.load(Ordering::SeqCst)),
-            move || Duration::from_millis(monotonic.load(Ordering::SeqCst)),
+            move || {
+                from_milliseconds(set.load(Ordering::SeqCst).saturating_add(passed.load(Ordering::SeqCst)))
+            },
+            move || Duration::from_millis(monotonic.load(Ordering::SeqCst).unsigned_abs()),
         );
-        let hand = Hand { clock: clock.clone(), wall_ms, monotonic_ms };
+        let hand = Hand { clock: clock.clone(), set_ms, passed_ms };
         (clock, hand)
     }
 
@@ -168,30 +170,29 @@ impl Drop for Watch {
 #[derive(Debug)]
 pub struct Hand {
     clock: Clock,
-    wall_ms: Arc<AtomicI64>,
-    monotonic_ms: Arc<AtomicU64>,
+    /// What the wall clock would show had no time passed.
+    set_ms: Arc<AtomicI64>,
+    /// One number for both readings: no thread may see one of them move before the other.
+    passed_ms: Arc<AtomicI64>,
 }
 
 impl Hand {
     /// Lets whole milliseconds of `time` pass, by all readings.
     pub fn advance(&self, time: Duration) {
-        let milliseconds = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        self.wall_ms.fetch_add(milliseconds, Ordering::SeqCst);
-        self.monotonic_ms.fetch_add(milliseconds.unsigned_abs(), Ordering::SeqCst);
+        self.stall(time);
         self.clock.pace().pass((self.clock.0.monotonic)());
     }
 
     /// Lets whole milliseconds of `time` pass without anybody looking.
     pub fn stall(&self, time: Duration) {
         let milliseconds = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        self.wall_ms.fetch_add(milliseconds, Ordering::SeqCst);
-        self.monotonic_ms.fetch_add(milliseconds.unsigned_abs(), Ordering::SeqCst);
+        self.passed_ms.fetch_add(milliseconds, Ordering::SeqCst);
     }
 
     /// Sets the wall clock forward or (negative) back by whole milliseconds of `step`.
     pub fn step(&self, step: SignedDuration) {
         let milliseconds = i64::try_from(step.as_millis()).unwrap_or(i64::MAX);
-        self.wall_ms.fetch_add(milliseconds, Ordering::SeqCst);
+        self.set_ms.fetch_add(milliseconds, Ordering::SeqCst);
     }
 }
 
@@ -242,6 +243,21 @@ mod tests {
         assert_eq!((clock.now(), clock.steady().time), (at(3_601), at(3_601)));
         hand.step(SignedDuration::from_secs(-600));
         assert_eq!((clock.now(), clock.steady().time), (at(3_001), at(3_601)));
+    }
+
+    #[test]
+    fn no_thread_sees_one_reading_move_before_the_other() {
+        let (clock, hand) = Clock::manual(at(0));
+        let reading = std::thread::spawn(move || {
+            while clock.now() < at(20_000) {
+                let (before, steady, after) = (clock.now(), clock.steady().time, clock.now());
+                assert!(before <= steady && steady <= after, "{before} {steady} {after}");
+            }
+        });
+        for _ in 0..20_000 {
+            hand.advance(s(1));
+        }
+        reading.join().unwrap();
     }
 
     #[test]

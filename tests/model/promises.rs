@@ -34,8 +34,8 @@ pub(crate) struct State {
 pub(crate) struct Tables {
     pub(crate) deliveries: BTreeMap<u32, Stored>,
     pub(crate) forwards: BTreeMap<Forward, State>,
-    /// The outcomes of attempts that are remembered.
-    attempts: BTreeMap<(Forward, u32), String>,
+    /// The outcomes of attempts that are remembered, and when they began.
+    attempts: BTreeMap<(Forward, u32), (String, Timestamp)>,
 }
 
 impl Tables {
@@ -80,15 +80,18 @@ impl Tables {
             };
             tables.forwards.insert(forward(row), state);
         });
-        rows("SELECT delivery, destination, attempt, outcome FROM attempt", &mut |row| {
-            tables.attempts.insert((forward(row), row.get_unwrap(2)), row.get_unwrap(3));
+        rows("SELECT delivery, destination, attempt, outcome, started_at FROM attempt", &mut |row| {
+            let began = Timestamp::from_millisecond(row.get_unwrap(4)).unwrap();
+            tables.attempts.insert((forward(row), row.get_unwrap(2)), (row.get_unwrap(3), began));
         });
         tables
     }
 
-    /// Whether the attempt has timed out: a busy machine closes its connection only when it gets to it.
-    fn timed_out(&self, forward: &Forward, attempt: u32) -> bool {
-        self.attempts.get(&(forward.clone(), attempt)).is_some_and(|outcome| outcome == "timeout")
+    /// When the attempt began, if it has timed out: a busy machine closes its connection only when it gets to it, and
+    /// until then the backend may read it and answer, at a time when the gateway has long given it up.
+    fn timed_out(&self, forward: &Forward, attempt: u32) -> Option<Timestamp> {
+        let (outcome, began) = self.attempts.get(&(forward.clone(), attempt))?;
+        (outcome == "timeout").then_some(*began)
     }
 
     /// Forwards in these states, by destination.
@@ -119,7 +122,10 @@ pub(crate) fn hold(
 ) {
     for (number, destination, attempt) in &outside.overlaps {
         let forward = (*number, (*destination).to_owned());
-        assert!(tables.timed_out(&forward, *attempt), "{forward:?} came again during attempt {attempt}");
+        assert!(
+            tables.timed_out(&forward, *attempt).is_some(),
+            "{forward:?} came again during attempt {attempt}"
+        );
     }
     let mut sequences: BTreeMap<Forward, Vec<&Got>> = BTreeMap::new();
     let mut attempted = BTreeSet::new();
@@ -181,7 +187,7 @@ pub(crate) fn hold(
         let forward = (got.number(), got.destination.to_owned());
         let row = tables.forwards.get(&forward).expect("what is under way is stored");
         let under_way = row.state == "in_flight" && row.attempts == got.attempt;
-        let over = tables.timed_out(&forward, got.attempt);
+        let over = tables.timed_out(&forward, got.attempt).is_some();
         assert!(under_way || over, "attempt {} of {forward:?} is under way: {row:?}", got.attempt);
     }
     memory.got = outside.got.len();
@@ -234,9 +240,9 @@ fn attempts(
                 let known = tables.attempts.contains_key(&(forward.clone(), missing));
                 assert!(known, "{forward:?}: attempt {missing} was counted and never made");
             }
-            let asked = before.reply == Reply::Busy && !tables.timed_out(forward, before.attempt);
             if before.era == after.era && !row.replay {
-                let due_at = due(&forward.1, before, asked, since);
+                let given_up = tables.timed_out(forward, before.attempt);
+                let due_at = due(&forward.1, before, given_up, since);
                 assert!(due_at <= after.at, "{forward:?}: attempt {} came early", after.attempt);
             }
         } else {
@@ -253,18 +259,19 @@ fn attempts(
     }
 }
 
-/// The earliest time of the attempt after `before`, under whatever policy. What the backend asked for only delays it, and
-/// never beyond the age at which the forward would be given up.
-fn due(destination: &str, before: &Got, asked: bool, since: Timestamp) -> Timestamp {
+/// The earliest time of the attempt after `before`, which the gateway may have given up, under whatever policy. What the
+/// backend asked for only delays it, and never beyond the age at which the forward would be given up.
+fn due(destination: &str, before: &Got, given_up: Option<Timestamp>, since: Timestamp) -> Timestamp {
+    let at = given_up.map_or(before.at, |began| before.at.min(began));
     let pauses = patience(destination).into_iter().filter_map(|patience| patience.pause(before.attempt));
     // `c` has full jitter.
     let least = pauses.min().filter(|_| destination != "c").unwrap_or(PAUSE_MIN);
-    let due_at = later(before.at, least);
-    if !asked {
+    let due_at = later(at, least);
+    if before.reply != Reply::Busy || given_up.is_some() {
         return due_at;
     }
     let ages = patience(destination).map(|patience| later(since, patience.max_age));
-    due_at.max(ages.into_iter().fold(later(before.at, ASKED), Timestamp::min))
+    due_at.max(ages.into_iter().fold(later(at, ASKED), Timestamp::min))
 }
 
 /// Delivered only what the backend has taken, dead only what it refused or what is too old.
