@@ -188,7 +188,8 @@ fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
 fn address(text: &str) -> Option<IpAddr> {
     let bare =
         text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(text, |(inside, _)| inside);
-    bare.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
+    let address = bare.parse().ok().or_else(|| Some(text.parse::<std::net::SocketAddr>().ok()?.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -240,7 +241,35 @@ mod tests {
         check("10.0.0.1", &[("forwarded", "for=\"[2001:db8::1]:4711\";proto=https")], "2001:db8::1");
         check("10.0.0.1", &[("forwarded", "for=192.0.2.7:80, for=10.1.1.1")], "192.0.2.7");
         check("::ffff:10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], "198.51.100.1");
+        check("10.0.0.1", &[("x-forwarded-for", "::ffff:198.51.100.1")], "198.51.100.1");
+        check("10.0.0.1", &[("x-forwarded-for", "203.0.113.9, ::ffff:10.0.0.2")], "203.0.113.9");
         check("10.0.0.1", &[], "10.0.0.1");
+        // A stranger's whole list, whatever it looks like, stays to the left of what the proxy appends.
+        for forged in
+            ["10.0.0.2", "198.51.100.1, 10.0.0.2, 10.0.0.3", "10.0.0.2,", "\"", "for=\"10.0.0.2", "[::1"]
+        {
+            check("10.0.0.1", &[("x-forwarded-for", &format!("{forged}, 203.0.113.9"))], "203.0.113.9");
+            check(
+                "10.0.0.1",
+                &[("x-forwarded-for", forged), ("x-forwarded-for", "203.0.113.9")],
+                "203.0.113.9",
+            );
+            check("10.0.0.1", &[("forwarded", &format!("{forged}, for=203.0.113.9"))], "203.0.113.9");
+            check("10.0.0.1", &[("forwarded", forged), ("forwarded", "for=203.0.113.9")], "203.0.113.9");
+            check("192.0.2.1", &[("x-forwarded-for", forged), ("forwarded", forged)], "192.0.2.1");
+        }
+        // Nor is anything read beyond a hop that names nobody.
+        for nobody in ["unknown", "_hidden", "", "192.0.2.7.", "192.0.2.07", "192.0.2.7:x", "proxy.example"] {
+            let (plain, element) =
+                (format!("198.51.100.1, {nobody}"), format!("for=198.51.100.1, for={nobody}"));
+            check("10.0.0.1", &[("x-forwarded-for", &plain)], "10.0.0.1");
+            check("10.0.0.1", &[("x-forwarded-for", &format!("{plain}, 10.0.0.2"))], "10.0.0.2");
+            check("10.0.0.1", &[("forwarded", &element)], "10.0.0.1");
+            check("10.0.0.1", &[("forwarded", &format!("{element}, for=10.0.0.2"))], "10.0.0.2");
+        }
+        check("10.0.0.1", &[("forwarded", "by=10.0.0.1;proto=https")], "10.0.0.1");
+        // Where all are trusted, the first of them sent it.
+        check("10.0.0.1", &[("x-forwarded-for", "10.0.0.4, 10.0.0.3, 10.0.0.2")], "10.0.0.4");
         // The proxy appends to the one that it knows, and passes on what a stranger wrote into the other.
         let (forged, told) = (("forwarded", "for=198.51.100.9"), ("x-forwarded-for", "203.0.113.66"));
         check("10.0.0.1", &[forged, told], "10.0.0.1");
