@@ -55,7 +55,7 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Certificate files, when the listener speaks TLS.
     pub tls: Option<Tls>,
-    /// Peers that may set `Forwarded` and `X-Forwarded-For`.
+    /// Peers that may name the sender: in `Forwarded`, `X-Forwarded-For` or a PROXY header.
     pub trusted_proxies: Vec<IpNet>,
     /// From the last byte of a request to its answer; above 0 and below 5 s.
     pub ack_deadline: Duration,

@@ -33,6 +33,7 @@ mod guard;
 mod head;
 mod linger;
 mod listener;
+mod proxy;
 mod rejections;
 mod routes;
 mod tls;
@@ -41,7 +42,7 @@ mod wire;
 pub use listener::{BindError, Certificate, Listener};
 pub use tls::{TlsError, check_certificate};
 
-use answer::Rejection;
+use answer::{Rejection, TurnedAway};
 use body::{Budget, Reservation};
 use claims::Gate;
 use rejections::Rejections;
@@ -309,6 +310,16 @@ impl Ingest {
         self.metrics.ingest_rejections.with_label_values(&[source, reason]).inc();
     }
 
+    /// Counts a connection that is closed before its first request.
+    fn turn_away(&self, peer: IpAddr, why: TurnedAway) {
+        let reason = why.label();
+        match self.rejections.note(UNMATCHED, reason, self.origin.elapsed()) {
+            Some(unlogged) => tracing::info!(%peer, reason, unlogged, "connection refused"),
+            None => self.metrics.ingest_rejections_unlogged.with_label_values(&[UNMATCHED]).inc(),
+        }
+        self.metrics.ingest_connections_refused.with_label_values(&[reason]).inc();
+    }
+
     /// Creates every series of the configured sources at 0.
     fn announce(&self, config: &Config) {
         let m = &self.metrics;
@@ -317,7 +328,9 @@ impl Ingest {
         }
         m.ingest_requests.with_label_values(&[UNMATCHED, "rejected"]);
         m.ingest_rejections_unlogged.with_label_values(&[UNMATCHED]);
-        m.ingest_connections_refused.with_label_values(&["per_address"]);
+        for turned_away in TurnedAway::ALL {
+            m.ingest_connections_refused.with_label_values(&[turned_away.label()]);
+        }
         for source in &config.sources {
             let name = &*source.name;
             for outcome in ["stored", "duplicate", "rejected"] {

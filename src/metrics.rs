@@ -39,7 +39,7 @@ pub struct Metrics {
     pub ingest_in_flight_bytes: IntGauge,
     /// Open connections on the public listener.
     pub ingest_connections: IntGauge,
-    /// Connections turned away, by limit.
+    /// Connections closed before their first request, by reason.
     pub ingest_connections_refused: IntCounterVec,
     /// Rejections that were not logged, since another of their source and reason had been within the second.
     pub ingest_rejections_unlogged: IntCounterVec,
@@ -159,8 +159,8 @@ impl Metrics {
             ingest_connections: c.int_gauge("ingest_connections", "Open connections on the public listener."),
             ingest_connections_refused: c.counters(
                 "ingest_connections_refused_total",
-                "Connections turned away, by limit.",
-                &["limit"],
+                "Connections closed before their first request, by reason.",
+                &["reason"],
             ),
             ingest_rejections_unlogged: c.counters(
                 "ingest_rejections_unlogged_total",

@@ -32,5 +32,7 @@ mod http2;
 mod limits;
 #[path = "hostile/logs.rs"]
 mod logs;
+#[path = "hostile/proxied.rs"]
+mod proxied;
 #[path = "hostile/traps.rs"]
 mod traps;

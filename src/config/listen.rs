@@ -141,7 +141,7 @@ pub(super) fn read_limits(table: &Table<'_>) -> Limited {
             "head_read",
             Duration::from_secs(10),
             100 * MILLISECOND..=Duration::from_mins(10),
-            "for first byte, TLS handshake and head, each",
+            "for first byte, PROXY header, TLS handshake and head, each",
         ),
         body_read: duration(
             table,

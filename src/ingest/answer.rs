@@ -48,6 +48,30 @@ pub(super) enum Rejection {
     Internal,
 }
 
+/// Why a connection was closed before its first request, and without an answer: it may not even be one of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TurnedAway {
+    /// Its address has as many connections as it may.
+    PerAddress,
+    /// A trusted proxy's PROXY header is malformed, or ends early.
+    ProxyHeaderMalformed,
+    /// It did not come in time.
+    ProxyHeaderTooSlow,
+}
+
+impl TurnedAway {
+    pub(super) const ALL: [Self; 3] =
+        [Self::PerAddress, Self::ProxyHeaderMalformed, Self::ProxyHeaderTooSlow];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::PerAddress => "per_address",
+            Self::ProxyHeaderMalformed => "proxy_header_malformed",
+            Self::ProxyHeaderTooSlow => "proxy_header_too_slow",
+        }
+    }
+}
+
 impl Rejection {
     /// Labels that can occur before a source is known.
     pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 6] =

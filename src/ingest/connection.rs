@@ -1,8 +1,7 @@
-//! One connection from its first byte to its end: TLS, HTTP/1 or HTTP/2, how long it may be silent or idle, and how it
-//! ends when the gateway stops.
+//! One connection from its first byte to its end: whose it is, TLS, HTTP/1 or HTTP/2, how long it may be silent or idle,
+//! and how it ends when the gateway stops.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -22,12 +21,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::Peer;
 use super::activity::{self, Activity};
-use super::answer::Rejection;
+use super::answer::{Rejection, TurnedAway};
 use super::guard::Guarded;
 use super::linger::Lingering;
-use super::listener::Shared;
+use super::listener::{Seat, Shared};
+use super::{Peer, proxy};
 use crate::metrics::UNMATCHED;
 use crate::patience::{Timer, sleep_until, timeout};
 
@@ -49,16 +48,17 @@ enum Opened {
 
 impl Shared {
     /// Serves one connection to its end.
-    pub(super) async fn serve(self: Arc<Self>, stream: TcpStream, address: IpAddr) {
+    pub(super) async fn serve(self: Arc<Self>, stream: TcpStream, seat: Seat) {
         // Answers are small and final: waiting to fill a packet only adds delay.
         let _ = stream.set_nodelay(true);
         let patience = self.limits.head_read;
         let opening = async {
-            timeout(patience, stream.readable()).await.ok()?.ok()?;
-            let stream = Lingering::new(stream);
-            let Some(tls) = self.tls.load_full() else { return Some(Opened::Clear(stream)) };
+            // The first byte is looked at to be sure of it: tokio takes a new socket for readable until that is tried.
+            timeout(patience, stream.peek(&mut [0])).await.ok()?.ok()?;
+            let (stream, seat) = self.attributed(stream, seat).await?;
+            let Some(tls) = self.tls.load_full() else { return Some((Opened::Clear(stream), seat)) };
             match timeout(patience, TlsAcceptor::from(tls).accept(stream)).await {
-                Ok(Ok(stream)) => Some(Opened::Secure(Box::new(stream))),
+                Ok(Ok(stream)) => Some((Opened::Secure(Box::new(stream)), seat)),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "tls handshake failed");
                     None
@@ -70,15 +70,34 @@ impl Shared {
             opened = opening => opened,
             () = self.stopped_for(STOPPING) => return,
         };
-        let peer = Peer { address, secure: matches!(opened, Some(Opened::Secure(_))) };
+        let Some((opened, seat)) = opened else { return };
+        let peer = Peer { address: seat.peer, secure: matches!(opened, Opened::Secure(_)) };
         match opened {
-            Some(Opened::Clear(stream)) => self.http1(stream, peer).await,
-            Some(Opened::Secure(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+            Opened::Clear(stream) => self.http1(stream, peer).await,
+            Opened::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
                 self.http2(stream, peer).await;
             }
-            Some(Opened::Secure(stream)) => self.http1(stream, peer).await,
-            None => {}
+            Opened::Secure(stream) => self.http1(stream, peer).await,
         }
+    }
+
+    /// Reads the PROXY header that a trusted proxy may begin with. From then on the connection is that of the address in
+    /// it, for everything, and counts as one of its connections.
+    async fn attributed(self: &Arc<Self>, mut stream: TcpStream, seat: Seat) -> Option<(Lingering, Seat)> {
+        if !self.ingest.is_trusted_proxy(seat.peer) {
+            return Some((Lingering::new(stream, Bytes::new()), seat));
+        }
+        let why = match timeout(self.limits.head_read, proxy::read(&mut stream)).await {
+            Ok(Ok((None, read))) => return Some((Lingering::new(stream, read), seat)),
+            Ok(Ok((Some(source), read))) => {
+                drop(seat);
+                return Some((Lingering::new(stream, read), self.seat(source)?));
+            }
+            Ok(Err(proxy::Malformed)) => TurnedAway::ProxyHeaderMalformed,
+            Err(_) => TurnedAway::ProxyHeaderTooSlow,
+        };
+        self.ingest.turn_away(seat.peer, why);
+        None
     }
 
     async fn stopped_for(&self, time: Duration) {

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -18,6 +19,8 @@ const BYTES_MAX: usize = 32 << 20;
 
 pub(super) struct Lingering {
     stream: TcpStream,
+    /// Read from it already, and still to be given.
+    read: Bytes,
     closing: Option<Closing>,
 }
 
@@ -27,8 +30,9 @@ struct Closing {
 }
 
 impl Lingering {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, closing: None }
+    /// Gives what was `read` from `stream` first.
+    pub(super) fn new(stream: TcpStream, read: Bytes) -> Self {
+        Self { stream, read, closing: None }
     }
 }
 
@@ -38,6 +42,11 @@ impl AsyncRead for Lingering {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.read.is_empty() {
+            let given = self.read.len().min(buffer.remaining());
+            buffer.put_slice(&self.read.split_to(given));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -64,7 +73,7 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, closing } = self.get_mut();
+        let Self { stream, closing, .. } = self.get_mut();
         let closing = match closing {
             Some(closing) => closing,
             None => {
@@ -98,7 +107,7 @@ mod tests {
         let sender = TcpStream::connect(listener.local_addr().unwrap());
         let (sender, accepted) = tokio::join!(sender, listener.accept());
         let gateway = tokio::spawn(async move {
-            let mut stream = Lingering::new(accepted.unwrap().0);
+            let mut stream = Lingering::new(accepted.unwrap().0, Bytes::new());
             stream.write_all(b"refused").await.unwrap();
             stream.shutdown().await.unwrap();
         });

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Ingest;
+use super::answer::TurnedAway;
 use super::tls::{self, TlsError};
 use crate::config::{Limits, Listen};
 
@@ -220,17 +221,18 @@ impl Shared {
         let Some(seat) = self.seat(peer) else { return };
         let shared = Arc::clone(self);
         tracker.spawn(async move {
-            let _held = (place, seat);
-            shared.serve(stream, peer).await;
+            let _place = place;
+            shared.serve(stream, seat).await;
         });
     }
 
     /// Counts a connection of `peer`, unless it has too many. Trusted proxies speak for many senders.
-    fn seat(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
+    pub(super) fn seat(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
         let mut per_address = self.per_address.lock().unwrap_or_else(PoisonError::into_inner);
         let count = per_address.entry(peer).or_insert(0);
         if *count >= self.limits.connections_per_address && !self.ingest.is_trusted_proxy(peer) {
-            self.ingest.metrics.ingest_connections_refused.with_label_values(&["per_address"]).inc();
+            drop(per_address);
+            self.ingest.turn_away(peer, TurnedAway::PerAddress);
             return None;
         }
         *count += 1;
@@ -240,9 +242,9 @@ impl Shared {
 }
 
 /// One counted connection.
-struct Seat {
+pub(super) struct Seat {
     shared: Arc<Shared>,
-    peer: IpAddr,
+    pub(super) peer: IpAddr,
 }
 
 impl Drop for Seat {

@@ -156,7 +156,7 @@ fn connections_of_one_address_are_bounded() {
     let mut third = TcpStream::connect(gateway.listen).unwrap();
     third.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(matches!(third.read(&mut [0; 1]), Ok(0) | Err(_)));
-    gateway.eventually_metric("countersign_ingest_connections_refused_total{limit=\"per_address\"}", 1.0);
+    gateway.eventually_metric("countersign_ingest_connections_refused_total{reason=\"per_address\"}", 1.0);
     drop(held);
     eventually("a place is free again", || {
         Post::signed("github", "/webhooks/gh", "d-1", "push", b"{}")
