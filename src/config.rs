@@ -19,6 +19,7 @@ use crate::verify::{Signer, Verifier};
 mod destination;
 mod file;
 mod listen;
+mod networks;
 mod render;
 mod secrets;
 mod source;

@@ -318,6 +318,11 @@ impl<'d> Value<'d> {
         self.value.is_str()
     }
 
+    /// Whether the value is a table, so that a key may also take something else.
+    pub fn is_table(&self) -> bool {
+        self.value.is_table()
+    }
+
     /// Whether the value is an array without elements.
     pub fn is_empty_array(&self) -> bool {
         self.value.as_array().is_some_and(|array| array.is_empty())

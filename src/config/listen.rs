@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::networks::networks;
 use super::secrets;
 use super::values::{
     BODY_MAX, Context, DAY, DURATION_MAX, MILLISECOND, SECOND, Unique, duration, file, integer, list, name,
-    networks, not_available, public_url, size, size_if_given,
+    not_available, public_url, size, size_if_given,
 };
 use super::{Admin, AdminToken, Limits, Listen, Role, StoreConfig, Tls};
 use crate::reader::{Table, Value};

@@ -1,12 +1,9 @@
 //! Where secrets come from: an environment variable, a file, or the configuration itself. An empty, blank or missing
 //! one refuses to start, since a gateway with it would let anyone sign. No message shows a secret.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::Path;
 use std::sync::Arc;
 
-use super::values::{Context, Unique, list, unreadable};
+use super::values::{Context, Unique, list, read_file, unreadable};
 use crate::reader::{Table, Value};
 use crate::secret::Secret;
 use crate::verify::{NamedSecret, SECRET_BYTES_MIN};
@@ -15,7 +12,7 @@ pub(super) const MAKE_ONE: &str = "make one with `openssl rand -hex 32`";
 const SOURCES: &str = "one of { env = \"NAME\" }, { file = \"/path\" }, { value = \"…\" }";
 /// A 128-bit key in text is about as long; what people make up is shorter.
 const SECRET_BYTES_GOOD: usize = 16;
-/// Keys in PEM have a few KiB; `/dev/zero` has no end.
+/// Keys in PEM have a few KiB.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A secret and where it was found.
@@ -58,8 +55,8 @@ pub(super) fn find<'d>(table: &Table<'d>, context: &Context<'_>) -> Option<Found
         let path = context.directory.join(at.text()?);
         let what = path.display().to_string();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        return match read_file(&path) {
-            Ok(bytes) => found(bytes, name, at, &what),
+        return match read_file(&path, FILE_BYTES_MAX) {
+            Ok(bytes) => found(without_newline(bytes), name, at, &what),
             Err(error) => {
                 at.wrong(unreadable(&path, &error), "a file that holds nothing but the secret");
                 None
@@ -85,20 +82,15 @@ fn found<'d>(
     }
 }
 
-/// A file's bytes without the newline that editors and `echo` put at its end.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other("it is larger than 64 KiB"));
-    }
+/// Without the newline that editors and `echo` put at a file's end.
+fn without_newline(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes.ends_with(b"\n") {
         bytes.pop();
         if bytes.ends_with(b"\r") {
             bytes.pop();
         }
     }
-    Ok(bytes)
+    bytes
 }
 
 /// As [`find`], for a secret that others must not guess.

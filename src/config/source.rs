@@ -9,9 +9,10 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 
 use super::listen::{Dedup, TTL};
+use super::networks::networks_or_file;
 use super::values::{
-    BODY_MAX, Context, DURATION_MAX, SECOND, Unique, choice, integer, list, name, networks, not_available,
-    rate, read_duration, size,
+    BODY_MAX, Context, DURATION_MAX, SECOND, Unique, choice, integer, list, name, not_available, rate,
+    read_duration, size,
 };
 use super::verification::{self, Verification};
 use super::{Ack, ReplayGuard, Route, Source};
@@ -50,7 +51,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
     let accept_missing_id = choice(table, "on_missing_id", true, &[("accept", true), ("reject", false)]);
     let revive_dead = choice(table, "on_duplicate_of_dead", true, &[("requeue", true), ("absorb", false)]);
     let rate = rate(table);
-    let allow_addresses = networks(table, "allow_addresses");
+    let allow_addresses = networks_or_file(table, "allow_addresses", context);
     let ack = read_ack(&table.section("ack"));
     let drop_events = list(table, "drop_events", "a list of event types, such as [\"ping\"]", |value| {
         value.text().map(str::to_owned)

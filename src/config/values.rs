@@ -5,13 +5,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::File;
-use std::net::IpAddr;
+use std::io::{self, Read as _};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
-use ipnet::IpNet;
 
 use super::render::line_number;
 use crate::clock::Timestamp;
@@ -121,19 +120,6 @@ pub(super) fn list<'d, T>(
     Some(table.get(key)?.array(help)?.into_iter().filter_map(read).collect())
 }
 
-pub(super) fn networks(table: &Table<'_>, key: &'static str) -> Vec<IpNet> {
-    const HELP: &str = "addresses and networks such as \"192.0.2.7\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
-    let parse = |text: &str| {
-        text.parse::<IpAddr>().map(IpNet::from).or_else(|_| {
-            text.parse::<IpNet>().map_err(|_| "it is neither an address nor a network").and_then(|network| {
-                let exact = network.trunc() == network;
-                if exact { Ok(network) } else { Err("bits are set beyond its prefix length") }
-            })
-        })
-    };
-    list(table, key, &format!("a list of {HELP}"), |value| value.parse(parse, HELP)).unwrap_or_default()
-}
-
 /// A name: the word for a source or a destination in metrics, logs, paths and commands.
 pub(super) fn name<'d>(value: &Value<'d>) -> Option<&'d str> {
     let name = value.text()?;
@@ -206,6 +192,16 @@ pub(super) fn file(value: &Value<'_>, help: &str, context: &Context<'_>) -> Opti
             None
         }
     }
+}
+
+/// All of a file that is meant to be small: some, such as `/dev/zero`, have no end.
+pub(super) fn read_file(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::other(format!("it is larger than {}", format_size(bytes_max))));
+    }
+    Ok(bytes)
 }
 
 pub(super) fn unreadable(path: &Path, error: &dyn Display) -> String {

@@ -50,7 +50,7 @@ fn a_secret_that_is_missing_empty_or_blank_is_refused() {
     check("{ file = \"/dev/null\" }", "2:21: error: source[0].secrets[0].file: /dev/null is empty or blank");
     check(
         "{ file = \"/dev/zero\" }",
-        "2:21: error: source[0].secrets[0].file: /dev/zero cannot be read: it is larger than 64 KiB",
+        "2:21: error: source[0].secrets[0].file: /dev/zero cannot be read: it is larger than 64KiB",
     );
     check("{ env = \"SET\", note = 1 }", "2:27: error: source[0].secrets[0].note: unknown key `note`");
 }

@@ -13,4 +13,5 @@ mod exact;
 mod once;
 mod operate;
 mod readme;
+mod trust;
 mod verified;
