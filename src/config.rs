@@ -12,6 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ipnet::IpNet;
 
 use crate::forward::{BreakerPolicy, RetryPolicy};
+use crate::identity::SubjectRule;
 use crate::secret::Secret;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
@@ -69,8 +70,17 @@ pub struct Tls {
     pub cert: PathBuf,
     /// PEM private key.
     pub key: PathBuf,
-    /// PEM certificates of the authorities whose client certificates are demanded.
-    pub client_ca: Option<PathBuf>,
+    /// Who vouches for clients; `None` asks them for no certificate.
+    pub client_ca: Option<ClientCa>,
+}
+
+/// `listen.tls.client_ca` and `listen.tls.client_certificate`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCa {
+    /// PEM certificates of the authorities.
+    pub path: PathBuf,
+    /// Whether a connection without a client certificate is refused; one that does not verify always is.
+    pub required: bool,
 }
 
 /// `[limits]`
@@ -163,6 +173,8 @@ pub struct Source {
     pub rate: Option<Rate>,
     /// Senders' addresses; empty allows all.
     pub allow_addresses: Vec<IpNet>,
+    /// Of whom a sender's certificate has to be; empty allows all, and those without one.
+    pub allow_subjects: Vec<SubjectRule>,
     /// The answer to accepted and duplicate requests.
     pub ack: Ack,
     /// Event types that are stored and acknowledged, not forwarded.

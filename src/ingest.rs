@@ -40,13 +40,14 @@ mod tls;
 mod wire;
 
 pub use listener::{BindError, Certificate, Listener};
-pub use tls::{TlsError, check_certificate};
+pub use tls::{Expiry, TlsError, check_certificate};
 
 use answer::{Rejection, TurnedAway};
 use body::{Budget, Reservation};
 use claims::Gate;
 use rejections::Rejections;
 use routes::Routes;
+use tls::Proven;
 
 /// What all requests share.
 pub struct Ingest {
@@ -67,11 +68,12 @@ pub struct Ingest {
 }
 
 /// Where a request came in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Peer {
     address: IpAddr,
     /// Over TLS.
     secure: bool,
+    certificate: Option<Arc<Proven>>,
 }
 
 impl Ingest {
@@ -140,7 +142,8 @@ impl Ingest {
 
         // What can be refused without the body is refused before a byte of it is read.
         let target = head::target(&head.uri);
-        let early = head::allow(&head.method, sender, source)
+        let identity = peer.certificate.as_ref().map(|proven| &proven.identity);
+        let early = head::allow(&head.method, sender, identity, source)
             .and_then(|()| {
                 let now = self.clock.now();
                 Ok(source.verifier.precheck(&head.method, &target, &head.headers, now)?)
@@ -170,7 +173,7 @@ impl Ingest {
             sender,
             method: head.method,
             target,
-            headers: head::cleaned(head.headers, head.uri.authority(), peer, &routes.trusted_proxies),
+            headers: head::cleaned(head.headers, head.uri.authority(), &peer, &routes.trusted_proxies),
             body: bytes,
         };
         // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.

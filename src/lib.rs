@@ -8,6 +8,7 @@ pub mod address;
 pub mod causes;
 pub mod clock;
 pub mod id;
+pub mod identity;
 pub mod rate;
 pub mod reader;
 pub mod secret;

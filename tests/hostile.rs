@@ -20,6 +20,8 @@ mod tls;
 
 use soak::soak;
 
+#[path = "hostile/certificates.rs"]
+mod certificates;
 #[path = "hostile/flood.rs"]
 mod flood;
 #[path = "hostile/forged.rs"]

@@ -18,6 +18,7 @@ mod store_support;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/support.rs"]
 mod support;
+#[allow(dead_code, reason = "shared with tests/hostile, which uses all of it")]
 #[path = "shared/tls.rs"]
 mod tls;
 

@@ -108,7 +108,7 @@ fn without_consequences(text: &str, mut problems: Vec<Problem>) -> Vec<Problem> 
 }
 
 fn read<'d>(root: &Table<'d>, context: &Context<'_>, problems: &Problems) -> Config {
-    let Listening { listen, public_url, admin } = listen::read(root, context);
+    let Listening { listen, public_url, asks_clients, admin } = listen::read(root, context);
     let Limited { limits, body } = listen::read_limits(&root.section("limits"));
     let store = listen::read_store(&root.section("store"), context);
 
@@ -125,6 +125,7 @@ fn read<'d>(root: &Table<'d>, context: &Context<'_>, problems: &Problems) -> Con
     let name_of = |table: &Table<'d>| Some((table.get("name")?.as_text()?, Cell::new(false)));
     let around = Surroundings {
         public_url,
+        asks_clients,
         body_max: body,
         in_flight: limits.in_flight,
         dedup: listen::read_dedup(&root.section("dedup")),

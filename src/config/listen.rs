@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::networks::networks;
 use super::secrets;
 use super::values::{
-    BODY_MAX, Context, DAY, DURATION_MAX, MILLISECOND, SECOND, Unique, duration, file, integer, list, name,
-    not_available, public_url, size, size_if_given,
+    BODY_MAX, Context, DAY, DURATION_MAX, MILLISECOND, SECOND, Unique, choice, duration, file, integer, list,
+    name, not_available, public_url, size, size_if_given,
 };
-use super::{Admin, AdminToken, Limits, Listen, Role, StoreConfig, Tls};
+use super::{Admin, AdminToken, ClientCa, Limits, Listen, Role, StoreConfig, Tls};
 use crate::reader::{Table, Value};
 
 const ADDRESS: &str = "an IP address and a port, such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
@@ -22,6 +22,8 @@ pub(super) struct Listening {
     pub(super) listen: Listen,
     /// What providers were told, where the source does not say otherwise.
     pub(super) public_url: Option<String>,
+    /// Whether clients are asked for certificates, as far as that could be read.
+    pub(super) asks_clients: bool,
     pub(super) admin: Admin,
 }
 
@@ -42,7 +44,9 @@ pub(super) fn read(root: &Table<'_>, context: &Context<'_>) -> Listening {
             address.wrong(message, help);
         }
     }
-    Listening { listen, public_url: public_url(&listen_table), admin }
+    let asks_clients =
+        listen_table.get("tls").is_some() && listen.tls.as_ref().is_none_or(|tls| tls.client_ca.is_some());
+    Listening { listen, public_url: public_url(&listen_table), asks_clients, admin }
 }
 
 fn read_listen(table: &Table<'_>, context: &Context<'_>) -> Listen {
@@ -64,11 +68,19 @@ fn read_listen(table: &Table<'_>, context: &Context<'_>) -> Listen {
 fn read_tls(value: &Value<'_>, context: &Context<'_>) -> Option<Tls> {
     const CERT: &str = "a file with the certificate chain in PEM, leaf first";
     const KEY: &str = "a file with the private key in PEM";
-    const CLIENT_CA: &str = "a file with the certificates of the authorities in PEM";
+    const CLIENT_CA: &str = "a file with the certificates of the authorities in PEM, as `client_ca`";
     let table = value.table("a table such as { cert = \"cert.pem\", key = \"key.pem\" }")?;
     let cert = table.require("cert", CERT).and_then(|value| file(&value, CERT, context));
     let key = table.require("key", KEY).and_then(|value| file(&value, KEY, context));
-    let client_ca = table.get("client_ca").and_then(|value| file(&value, CLIENT_CA, context));
+    let required = choice(&table, "client_certificate", true, &[("required", true), ("optional", false)]);
+    let given = table.get("client_ca");
+    if let (None, Some(value)) = (&given, table.get("client_certificate")) {
+        value.wrong("`client_certificate` has no effect without `client_ca`", CLIENT_CA);
+    }
+    let client_ca = match given {
+        Some(value) => Some(ClientCa { path: file(&value, CLIENT_CA, context)?, required }),
+        None => None,
+    };
     Some(Tls { cert: cert?, key: key?, client_ca })
 }
 

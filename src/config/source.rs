@@ -16,6 +16,7 @@ use super::values::{
 };
 use super::verification::{self, Verification};
 use super::{Ack, ReplayGuard, Route, Source};
+use crate::identity::SubjectRule;
 use crate::reader::{Table, Value, nearest};
 use crate::units::{format_duration, format_size};
 use crate::verify::{Preset, Window};
@@ -23,6 +24,8 @@ use crate::verify::{Preset, Window};
 /// What the rest of the file says about sources.
 pub(super) struct Surroundings<'d> {
     pub(super) public_url: Option<String>,
+    /// Whether the listener asks for client certificates.
+    pub(super) asks_clients: bool,
     pub(super) body_max: u64,
     pub(super) in_flight: u64,
     pub(super) dedup: Dedup<'d>,
@@ -52,6 +55,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
     let revive_dead = choice(table, "on_duplicate_of_dead", true, &[("requeue", true), ("absorb", false)]);
     let rate = rate(table);
     let allow_addresses = networks_or_file(table, "allow_addresses", context);
+    let allow_subjects = read_allow_subjects(table, around);
     let ack = read_ack(&table.section("ack"));
     let drop_events = list(table, "drop_events", "a list of event types, such as [\"ping\"]", |value| {
         value.text().map(str::to_owned)
@@ -72,6 +76,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
         body_max,
         rate,
         allow_addresses,
+        allow_subjects,
         ack,
         drop_events: drop_events.or_else(|| Some(preset?.drop_events.clone())).unwrap_or_default(),
     })
@@ -252,6 +257,24 @@ fn read_replay_guard(table: &Table<'_>, verification: Option<&Verification>) -> 
         );
     }
     guard
+}
+
+fn read_allow_subjects(table: &Table<'_>, around: &Surroundings<'_>) -> Vec<SubjectRule> {
+    const HELP: &str = "subjects such as \"CN=client.example,O=Example\", as `openssl x509 -noout -subject -nameopt RFC2253` \
+        prints them, or \"DNS:client.example\"";
+    let parse = |text: &str| text.parse::<SubjectRule>();
+    let rules = list(table, "allow_subjects", &format!("a list of {HELP}"), |value| value.parse(parse, HELP));
+    if let Some(value) = table.get("allow_subjects")
+        && !value.is_empty_array()
+        && !around.asks_clients
+        && !around.torn
+    {
+        value.wrong(
+            "no client is asked for a certificate, so every request would be refused",
+            "`client_ca` in `listen.tls`: a file with the certificates of the authorities in PEM",
+        );
+    }
+    rules.unwrap_or_default()
 }
 
 fn read_ack(table: &Table<'_>) -> Ack {

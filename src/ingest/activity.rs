@@ -45,6 +45,13 @@ impl Activity {
         Busy(self)
     }
 
+    /// The connection may carry no more requests.
+    pub(super) fn spend(&self) {
+        if self.requests.swap(REQUESTS_MAX, Ordering::SeqCst) < REQUESTS_MAX {
+            self.spent.notify_one();
+        }
+    }
+
     /// Whether the connection has carried as many requests as it may.
     pub(super) fn is_spent(&self) -> bool {
         self.requests.load(Ordering::SeqCst) >= REQUESTS_MAX

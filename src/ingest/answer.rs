@@ -28,6 +28,8 @@ pub(super) enum Rejection {
     MethodNotAllowed(HeaderValue),
     /// The sender's address is not on the source's list.
     AddressNotAllowed,
+    /// The sender has no certificate that is on the source's list, or none that is still good for its connection.
+    CertificateNotAllowed,
     /// Signature, token or timestamp.
     Unverified(Refusal),
     /// More bytes than the source takes.
@@ -74,12 +76,20 @@ impl TurnedAway {
 
 impl Rejection {
     /// Labels that can occur before a source is known.
-    pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 6] =
-        ["malformed_head", "head_too_large", "target_too_long", "head_too_slow", "no_route", "internal"];
+    pub(super) const LABELS_WITHOUT_SOURCE: [&'static str; 7] = [
+        "malformed_head",
+        "head_too_large",
+        "target_too_long",
+        "head_too_slow",
+        "no_route",
+        "certificate_not_allowed",
+        "internal",
+    ];
 
-    const LABELS_WITH_SOURCE: [&'static str; 12] = [
+    const LABELS_WITH_SOURCE: [&'static str; 13] = [
         "method_not_allowed",
         "address_not_allowed",
+        "certificate_not_allowed",
         "body_too_large",
         "body_too_slow",
         "body_broken",
@@ -106,6 +116,7 @@ impl Rejection {
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::AddressNotAllowed => "address_not_allowed",
+            Self::CertificateNotAllowed => "certificate_not_allowed",
             Self::Unverified(refusal) => refusal.label(),
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTooSlow => "body_too_slow",
@@ -127,7 +138,7 @@ impl Rejection {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::AddressNotAllowed => StatusCode::FORBIDDEN,
+            Self::AddressNotAllowed | Self::CertificateNotAllowed => StatusCode::FORBIDDEN,
             Self::Unverified(_) => StatusCode::UNAUTHORIZED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -232,6 +243,7 @@ mod tests {
             Rejection::NoRoute,
             Rejection::MethodNotAllowed(HeaderValue::from_static("POST")),
             Rejection::AddressNotAllowed,
+            Rejection::CertificateNotAllowed,
             Rejection::BodyTooLarge,
             Rejection::BodyTooSlow,
             Rejection::BodyBroken,

@@ -26,6 +26,7 @@ use super::answer::{Rejection, TurnedAway};
 use super::guard::Guarded;
 use super::linger::Lingering;
 use super::listener::{Seat, Shared};
+use super::tls::Proven;
 use super::{Peer, proxy};
 use crate::metrics::UNMATCHED;
 use crate::patience::{Timer, sleep_until, timeout};
@@ -43,7 +44,7 @@ const WINDOWS: (u32, u32) = (64 << 10, 1 << 20);
 /// A connection that is ready for its first request.
 enum Opened {
     Clear(Lingering),
-    Secure(Box<TlsStream<Lingering>>),
+    Secure(Box<TlsStream<Lingering>>, Option<Arc<Proven>>),
 }
 
 impl Shared {
@@ -57,8 +58,14 @@ impl Shared {
             timeout(patience, stream.peek(&mut [0])).await.ok()?.ok()?;
             let (stream, seat) = self.attributed(stream, seat).await?;
             let Some(tls) = self.tls.load_full() else { return Some((Opened::Clear(stream), seat)) };
-            match timeout(patience, TlsAcceptor::from(tls).accept(stream)).await {
-                Ok(Ok(stream)) => Some((Opened::Secure(Box::new(stream)), seat)),
+            match timeout(patience, TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream)).await {
+                Ok(Ok(stream)) => match tls.proven(stream.get_ref().1) {
+                    Ok(certificate) => Some((Opened::Secure(Box::new(stream), certificate), seat)),
+                    Err(error) => {
+                        tracing::debug!(%error, "client certificate cannot be read");
+                        None
+                    }
+                },
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "tls handshake failed");
                     None
@@ -71,13 +78,15 @@ impl Shared {
             () = self.stopped_for(STOPPING) => return,
         };
         let Some((opened, seat)) = opened else { return };
-        let peer = Peer { address: seat.peer, secure: matches!(opened, Opened::Secure(_)) };
+        let peer = |certificate| Peer { address: seat.peer, secure: true, certificate };
         match opened {
-            Opened::Clear(stream) => self.http1(stream, peer).await,
-            Opened::Secure(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                self.http2(stream, peer).await;
+            Opened::Clear(stream) => {
+                self.http1(stream, Peer { address: seat.peer, secure: false, certificate: None }).await;
             }
-            Opened::Secure(stream) => self.http1(stream, peer).await,
+            Opened::Secure(stream, certificate) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                self.http2(stream, peer(certificate)).await;
+            }
+            Opened::Secure(stream, certificate) => self.http1(stream, peer(certificate)).await,
         }
     }
 
@@ -116,7 +125,7 @@ impl Shared {
         let verdict = stream.verdict();
         let service = service_fn(|request| {
             let refused = verdict.get();
-            let (shared, activity) = (&self, &activity);
+            let (shared, activity, peer) = (&self, &activity, peer.clone());
             async move {
                 Ok::<_, Infallible>(match refused {
                     Some(rejection) => shared.ingest.refuse(UNMATCHED, rejection, true),
@@ -146,7 +155,7 @@ impl Shared {
         let shared = Arc::clone(&self);
         let seen = Arc::clone(&activity);
         let service = service_fn(move |request| {
-            let (shared, seen) = (Arc::clone(&shared), Arc::clone(&seen));
+            let (shared, seen, peer) = (Arc::clone(&shared), Arc::clone(&seen), peer.clone());
             async move { Ok::<_, Infallible>(shared.respond(request, peer, &seen).await) }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -208,6 +217,13 @@ impl Shared {
     ) -> Response<Full<Bytes>> {
         let _busy = activity.begin();
         let http1 = request.version() < Version::HTTP_2;
+        if let Some(tls) = self.tls.load().as_ref()
+            && let Err(rejection) = tls.admit(peer.certificate.as_deref(), self.ingest.clock.now())
+        {
+            // The next one begins with a handshake, which a client with another certificate may pass.
+            activity.spend();
+            return self.ingest.refuse_unread(UNMATCHED, &rejection, request.into_body(), http1);
+        }
         let answer = AssertUnwindSafe(Arc::clone(&self.ingest).answer(request, peer)).catch_unwind().await;
         let mut answer =
             answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, http1));

@@ -12,6 +12,7 @@ use super::answer::Rejection;
 use super::{Peer, wire};
 use crate::config::Source;
 use crate::delivery::{begins_to_cgi, is_same_to_cgi};
+use crate::identity::Identity;
 
 /// RFC 9110 §7.6.1 and what browsers and proxies add to it. Only this fixed list: a sender that nominates
 /// `webhook-signature` in `Connection` changes nothing. The length is the transport's, set anew for the backend.
@@ -61,18 +62,27 @@ fn check_http2(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
     if well_formed { Ok(()) } else { Err(Rejection::MalformedHead) }
 }
 
-/// Whether the source takes this method from this address.
-pub(super) fn allow(method: &Method, sender: IpAddr, source: &Source) -> Result<(), Rejection> {
+/// Whether the source takes this method from this address and the holder of this certificate.
+pub(super) fn allow(
+    method: &Method,
+    sender: IpAddr,
+    identity: Option<&Identity>,
+    source: &Source,
+) -> Result<(), Rejection> {
     if !source.methods.contains(method) {
         let allowed: Vec<&str> = source.methods.iter().map(Method::as_str).collect();
         let allowed = HeaderValue::from_str(&allowed.join(", ")).map_err(|_| Rejection::Internal)?;
         return Err(Rejection::MethodNotAllowed(allowed));
     }
-    if source.allow_addresses.is_empty() || source.allow_addresses.iter().any(|net| net.contains(&sender)) {
-        Ok(())
-    } else {
-        Err(Rejection::AddressNotAllowed)
+    let (addresses, subjects) = (&source.allow_addresses, &source.allow_subjects);
+    if !addresses.is_empty() && !addresses.iter().any(|network| network.contains(&sender)) {
+        return Err(Rejection::AddressNotAllowed);
     }
+    let allowed = |identity| subjects.iter().any(|rule| rule.matches(identity));
+    if !subjects.is_empty() && !identity.is_some_and(allowed) {
+        return Err(Rejection::CertificateNotAllowed);
+    }
+    Ok(())
 }
 
 /// Path and query as they were sent.
@@ -118,7 +128,7 @@ pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
 }
 
 /// The scheme that the sender used: the connection's, or what a trusted proxy nearest to us says.
-fn proto(headers: &HeaderMap, peer: Peer, trusted: &[IpNet]) -> HeaderValue {
+fn proto(headers: &HeaderMap, peer: &Peer, trusted: &[IpNet]) -> HeaderValue {
     let nearest = |name: HeaderName| list(headers, &name).next_back().flatten();
     let told = || {
         nearest(header::FORWARDED)
@@ -140,7 +150,7 @@ fn proto(headers: &HeaderMap, peer: Peer, trusted: &[IpNet]) -> HeaderValue {
 pub(super) fn cleaned(
     mut headers: HeaderMap,
     authority: Option<&Authority>,
-    peer: Peer,
+    peer: &Peer,
     trusted: &[IpNet],
 ) -> HeaderMap {
     let proto = proto(&headers, peer, trusted);
@@ -311,35 +321,35 @@ mod tests {
         );
         let stranger = peer([192, 0, 2, 1], true);
         let authority = Authority::from_static("hooks.example");
-        let stranger = cleaned(sent.headers.clone(), Some(&authority), stranger, &[]);
+        let stranger = cleaned(sent.headers.clone(), Some(&authority), &stranger, &[]);
         let mut names: Vec<_> = stranger.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["forwarded", "host", "webhook-signature"]);
         assert_eq!(stranger["host"], "hooks.example");
         assert_eq!(stranger["forwarded"], "proto=https");
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let proxy = cleaned(sent.headers, None, peer([10, 0, 0, 1], false), &trusted);
+        let proxy = cleaned(sent.headers, None, &peer([10, 0, 0, 1], false), &trusted);
         assert!(proxy.contains_key("x-forwarded-for"));
         assert_eq!(proxy["forwarded"], "proto=http");
         assert_eq!(proxy["host"], "x");
     }
 
     fn peer(address: [u8; 4], secure: bool) -> Peer {
-        Peer { address: address.into(), secure }
+        Peer { address: address.into(), secure, certificate: None }
     }
 
     #[test]
     fn the_scheme_is_the_connections_or_what_a_trusted_proxy_says() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let check = |peer, headers: &[(&str, &str)], expected: &str| {
+        let check = |peer: &Peer, headers: &[(&str, &str)], expected: &str| {
             assert_eq!(proto(&parts("/", headers).headers, peer, &trusted), expected, "{peer:?} {headers:?}");
         };
-        let (stranger, proxy) = (peer([192, 0, 2, 1], false), peer([10, 0, 0, 1], false));
+        let (stranger, proxy) = (&peer([192, 0, 2, 1], false), &peer([10, 0, 0, 1], false));
         check(stranger, &[("x-forwarded-proto", "https"), ("forwarded", "proto=https")], "proto=http");
         check(proxy, &[("x-forwarded-proto", "http, HTTPS")], "proto=https");
         check(proxy, &[("forwarded", "proto=http, for=1.2.3.4;proto=\"https\"")], "proto=https");
         check(proxy, &[("x-forwarded-proto", "gopher")], "proto=http");
-        check(peer([10, 0, 0, 1], true), &[], "proto=https");
-        check(peer([10, 0, 0, 1], true), &[("x-forwarded-proto", "http")], "proto=http");
+        check(&peer([10, 0, 0, 1], true), &[], "proto=https");
+        check(&peer([10, 0, 0, 1], true), &[("x-forwarded-proto", "http")], "proto=http");
     }
 }

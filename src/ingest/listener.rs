@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -18,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Ingest;
 use super::answer::TurnedAway;
-use super::tls::{self, TlsError};
+use super::tls::{Expiry, Terms, TlsError};
 use crate::config::{Limits, Listen};
 
 /// Connections that the kernel holds while all of ours are taken, or one gateway makes way for the next; it takes
@@ -29,7 +28,7 @@ const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration:
 /// The bound public listener.
 pub struct Listener {
     socket: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Terms>>,
     limits: Limits,
 }
 
@@ -37,14 +36,14 @@ pub struct Listener {
 pub(super) struct Shared {
     pub(super) ingest: Arc<Ingest>,
     pub(super) limits: Limits,
-    pub(super) tls: Arc<ArcSwapOption<ServerConfig>>,
+    pub(super) tls: Arc<ArcSwapOption<Terms>>,
     per_address: Mutex<HashMap<IpAddr, usize>>,
     pub(super) stop: CancellationToken,
 }
 
 /// Replaces the certificate of a running listener.
 #[derive(Clone)]
-pub struct Certificate(Arc<ArcSwapOption<ServerConfig>>);
+pub struct Certificate(Arc<ArcSwapOption<Terms>>);
 
 impl Certificate {
     /// Reads the files again; connections that are open keep the certificate that they began with.
@@ -52,8 +51,13 @@ impl Certificate {
     /// # Errors
     /// When a file cannot be used; the certificate in use stays.
     pub fn reload(&self, tls: &crate::config::Tls) -> Result<(), TlsError> {
-        self.0.store(Some(tls::load(tls)?));
+        self.0.store(Some(Terms::load(tls)?));
         Ok(())
+    }
+
+    /// When those in use end; empty in the clear.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.0.load().as_ref().map(|terms| terms.expiries.clone()).unwrap_or_default()
     }
 }
 
@@ -67,7 +71,7 @@ impl Listener {
         listen: &Listen,
         limits: &Limits,
     ) -> Result<Self, BindError> {
-        let tls = listen.tls.as_ref().map(tls::load).transpose()?;
+        let tls = listen.tls.as_ref().map(Terms::load).transpose()?;
         let socket = match given {
             Some(socket) => TcpListener::from_std(socket),
             None => Self::bind(listen.address),

@@ -1,16 +1,21 @@
-//! TLS 1.2 and 1.3 for the public listener, from certificate files that are read again at every reload. HTTP/2 is
-//! offered by ALPN, and only here.
+//! TLS 1.2 and 1.3 for the public listener, from certificate files that are read again at every reload, and what clients
+//! prove by certificates of their own. HTTP/2 is offered by ALPN, and only here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
-use crate::config::Tls;
+use super::answer::Rejection;
+use crate::clock::Timestamp;
+use crate::config::{ClientCa, Tls};
+use crate::identity::Identity;
 
 /// Why certificate files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,15 @@ pub enum TlsError {
         #[source]
         error: pem::Error,
     },
+    /// A certificate in it cannot be read.
+    #[error("{} holds a certificate that cannot be read", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: x509_cert::der::Error,
+    },
     /// The parts do not fit each other.
     #[error("{} cannot be used with its key", path.display())]
     Unusable {
@@ -55,52 +69,202 @@ pub enum TlsError {
     },
 }
 
-/// Judges certificate files without using them.
+/// When what a file holds ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    /// Which file: [`Expiry::CERT`] or [`Expiry::CLIENT_CA`].
+    pub key: &'static str,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The last moment of the first certificate in it to expire.
+    pub not_after: Timestamp,
+}
+
+impl Expiry {
+    /// The chain that is served.
+    pub const CERT: &'static str = "cert";
+    /// The authorities of client certificates.
+    pub const CLIENT_CA: &'static str = "client_ca";
+}
+
+/// Judges certificate files without using them, and tells when they end.
 ///
 /// # Errors
 /// When the listener could not use them.
-pub fn check_certificate(tls: &Tls) -> Result<(), TlsError> {
-    load(tls).map(drop)
+pub fn check_certificate(tls: &Tls) -> Result<Vec<Expiry>, TlsError> {
+    Terms::load(tls).map(|terms| terms.expiries.clone())
 }
 
-/// Reads the files.
-pub(super) fn load(tls: &Tls) -> Result<Arc<ServerConfig>, TlsError> {
-    let unusable = |error| TlsError::Unusable { path: tls.cert.clone(), error };
-    let chain = certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&tls.key)?).map_err(|error| TlsError::NotPem {
-        path: tls.key.clone(),
-        wanted: "private key",
-        error,
-    })?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(unusable)?;
-    let builder = match &tls.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| TlsError::Unusable { path: path.clone(), error })?;
+/// What the files say: on which terms connections are taken.
+pub(super) struct Terms {
+    /// Has sessions of its own to resume: those that began on other terms are not among them.
+    pub(super) config: Arc<ServerConfig>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    pub(super) expiries: Vec<Expiry>,
+}
+
+impl Terms {
+    /// Reads the files.
+    pub(super) fn load(tls: &Tls) -> Result<Arc<Self>, TlsError> {
+        let unusable = |error| TlsError::Unusable { path: tls.cert.clone(), error };
+        let (chain, expiry) = certificates(&tls.cert, Expiry::CERT)?;
+        let mut expiries = vec![expiry];
+        let key = PrivateKeyDer::from_pem_slice(&read(&tls.key)?).map_err(|error| TlsError::NotPem {
+            path: tls.key.clone(),
+            wanted: "private key",
+            error,
+        })?;
+        let builder =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(unusable)?;
+        let (builder, clients) = match &tls.client_ca {
+            None => (builder.with_no_client_auth(), None),
+            Some(ca) => {
+                let (authorities, expiry) = certificates(&ca.path, Expiry::CLIENT_CA)?;
+                expiries.push(expiry);
+                let verifier = verifier(ca, authorities)?;
+                (builder.with_client_cert_verifier(Arc::clone(&verifier)), Some(verifier))
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| TlsError::Authorities { path: path.clone(), error })?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(Self { config: Arc::new(config), clients, expiries }))
+    }
+
+    /// What the client of a connection that was taken on these terms has proven.
+    pub(super) fn proven(
+        &self,
+        connection: &ServerConnection,
+    ) -> Result<Option<Arc<Proven>>, x509_cert::der::Error> {
+        let (Some(by), Some(chain)) = (&self.clients, connection.peer_certificates()) else {
+            return Ok(None);
+        };
+        let Some(own) = chain.first() else { return Ok(None) };
+        let identity = Identity::of(own)?;
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Ok(Some(Arc::new(Proven { identity, chain, by: Arc::clone(by) })))
+    }
+
+    /// Whether a connection, which may have begun on other terms, or before its client's certificate expired, is still
+    /// good for a request: who was taken off the list must not go on for as long as a connection or a session lasts.
+    pub(super) fn admit(&self, proven: Option<&Proven>, now: Timestamp) -> Result<(), Rejection> {
+        let Some(clients) = &self.clients else { return Ok(()) };
+        let admitted = match proven {
+            None => !clients.client_auth_mandatory(),
+            Some(proven) if Arc::ptr_eq(&proven.by, clients) => now <= proven.identity.not_after,
+            Some(proven) => proven.is_vouched_for(clients.as_ref(), now),
+        };
+        if admitted { Ok(()) } else { Err(Rejection::CertificateNotAllowed) }
+    }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificate that a client has proven to hold.
+#[derive(Debug)]
+pub(super) struct Proven {
+    pub(super) identity: Identity,
+    /// Its own certificate first.
+    chain: Vec<CertificateDer<'static>>,
+    /// Who has verified it.
+    by: Arc<dyn ClientCertVerifier>,
+}
+
+impl Proven {
+    fn is_vouched_for(&self, verifier: &dyn ClientCertVerifier, now: Timestamp) -> bool {
+        let now = Duration::from_millis(now.as_millisecond().try_into().unwrap_or(0));
+        let now = UnixTime::since_unix_epoch(now);
+        let verified = |(own, others): (&_, &[_])| verifier.verify_client_cert(own, others, now).is_ok();
+        self.chain.split_first().is_some_and(verified)
+    }
+}
+
+fn verifier(
+    ca: &ClientCa,
+    authorities: Vec<CertificateDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in authorities {
+        roots.add(certificate).map_err(|error| TlsError::Unusable { path: ca.path.clone(), error })?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let builder = if ca.required { builder } else { builder.allow_unauthenticated() };
+    builder.build().map_err(|error| TlsError::Authorities { path: ca.path.clone(), error })
+}
+
+/// The certificates of a file, and when the first of them ends.
+fn certificates(path: &Path, key: &'static str) -> Result<(Vec<CertificateDer<'static>>, Expiry), TlsError> {
     let not_pem = |error| TlsError::NotPem { path: path.to_owned(), wanted: "certificate", error };
     let pem = read(path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(not_pem)?;
-    if chain.is_empty() { Err(not_pem(pem::Error::NoItemsFound)) } else { Ok(chain) }
+    let ends = chain.iter().map(|certificate| Identity::of(certificate).map(|identity| identity.not_after));
+    let ends: Vec<Timestamp> = ends
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::Malformed { path: path.to_owned(), error })?;
+    match ends.into_iter().min() {
+        Some(not_after) => Ok((chain, Expiry { key, path: path.to_owned(), not_after })),
+        None => Err(not_pem(pem::Error::NoItemsFound)),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|error| TlsError::Unreadable { path: path.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+    use super::*;
+    use crate::clock::from_milliseconds;
+
+    type Authority = CertifiedIssuer<'static, KeyPair>;
+
+    fn authority() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn terms(clients: Option<(&Authority, bool)>) -> Arc<Terms> {
+        let directory = tempfile::tempdir().unwrap();
+        let served = rcgen::generate_simple_self_signed(["gateway.example".to_owned()]).unwrap();
+        let write = |name: &str, text: String| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let client_ca = clients.map(|(ca, required)| ClientCa { path: write("ca.pem", ca.pem()), required });
+        let (cert, key) = (served.cert.pem(), served.signing_key.serialize_pem());
+        Terms::load(&Tls { cert: write("cert.pem", cert), key: write("key.pem", key), client_ca }).unwrap()
+    }
+
+    #[test]
+    fn a_connection_is_good_for_as_long_as_somebody_vouches_for_its_client() {
+        let (first, second) = (authority(), authority());
+        let (begun, same, other) =
+            (terms(Some((&first, true))), terms(Some((&first, true))), terms(Some((&second, false))));
+        let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(2027, 1, 1);
+        let own = params.signed_by(&KeyPair::generate().unwrap(), &first).unwrap();
+        let proven = Proven {
+            identity: Identity::of(own.der()).unwrap(),
+            chain: vec![own.der().clone()],
+            by: Arc::clone(begun.clients.as_ref().unwrap()),
+        };
+        let ends = proven.identity.not_after;
+        let late = from_milliseconds(ends.as_millisecond() + 1_000);
+        let check = |terms: &Terms, proven, now, expected| {
+            assert_eq!(terms.admit(proven, now).is_ok(), expected, "{proven:?} at {now}");
+        };
+        for vouching in [&begun, &same] {
+            check(vouching, Some(&proven), ends, true);
+            check(vouching, Some(&proven), late, false);
+            check(vouching, None, ends, false);
+        }
+        check(&other, Some(&proven), ends, false);
+        check(&other, None, ends, true);
+        // Nobody is asked any more.
+        check(&terms(None), Some(&proven), late, true);
+    }
 }

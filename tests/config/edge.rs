@@ -1,6 +1,10 @@
-//! Who may send: networks from a file.
+//! Who may send: networks from a file, and the subjects of client certificates.
 
-use crate::support::{check, parse_in, problems, source};
+use std::path::Path;
+
+use countersign::identity::SubjectRule;
+
+use crate::support::{check, parse_in, problems, section, source};
 
 const FILE: &str = "allow_addresses = { file = \"ranges.txt\" }";
 
@@ -60,5 +64,40 @@ fn a_file_that_cannot_be_used_is_an_error_at_its_line_and_shows_nothing_of_it() 
     check(
         &source("allow_addresses = \"192.0.2.7\""),
         "2:19: error: source[0].allow_addresses: string does not fit here",
+    );
+}
+
+#[test]
+fn subjects_of_client_certificates() {
+    let tls = |tls: &str, lines: &str| source(lines) + &format!("[listen]\ntls = {{ {tls} }}\n");
+    let files = "cert = \"/dev/null\", key = \"/dev/null\"";
+    let asking = format!("{files}, client_ca = \"/dev/null\"");
+    let lines = "allow_subjects = [\"CN=client.example,O=Example\", \"DNS:client.example\"]";
+    let config = parse_in(Path::new("/nonexistent"), &tls(&asking, lines)).unwrap();
+    assert!(config.listen.tls.unwrap().client_ca.unwrap().required);
+    let rules = ["CN=client.example,O=Example", "DNS:client.example"].map(str::parse::<SubjectRule>);
+    assert_eq!(config.sources[0].allow_subjects, rules.map(Result::unwrap));
+    let optional = format!("{asking}, client_certificate = \"optional\"");
+    let config = parse_in(Path::new("/nonexistent"), &tls(&optional, "allow_subjects = []")).unwrap();
+    assert!(!config.listen.tls.unwrap().client_ca.unwrap().required);
+
+    check(
+        &tls(&asking, "allow_subjects = [\"client.example\"]"),
+        "2:19: error: source[0].allow_subjects[0]: `client.example` cannot be used: it is neither attributes of a subject nor `DNS:` and a name",
+    );
+    check(
+        &tls(files, "allow_subjects = [\"CN=a\"]"),
+        "2:18: error: source[0].allow_subjects: no client is asked for a certificate, so every request would be refused",
+    );
+    // One mistake, told once.
+    let gone = format!("{files}, client_ca = \"ca.pem\"");
+    let said = problems(&parse_in(Path::new("/nonexistent"), &tls(&gone, "allow_subjects = [\"CN=a\"]")));
+    assert!(
+        said.len() == 1 && said[0].contains("listen.tls.client_ca: /nonexistent/ca.pem cannot be read"),
+        "{said:?}"
+    );
+    check(
+        &section("listen.trusted_proxies = { file = \"ranges.txt\" }"),
+        "1:26: error: listen.trusted_proxies: table does not fit here",
     );
 }

@@ -56,6 +56,16 @@ fn listen() {
         "2:16: error: listen.tls.cert: /nonexistent/cert.pem cannot be read: No such file or directory (os error 2)",
     );
     check("tls = { cert = \"/dev/null\", key = \"/\" }", "2:35: error: listen.tls.key: / is a directory");
+    let clients = |more: &str| format!("tls = {{ cert = \"/dev/null\", key = \"/dev/null\", {more} }}");
+    check(
+        &clients("client_certificate = \"optional\""),
+        "2:69: error: listen.tls.client_certificate: `client_certificate` has no effect without `client_ca`",
+    );
+    check(
+        &clients("client_ca = \"/dev/null\", client_certificate = \"asked\""),
+        "2:94: error: listen.tls.client_certificate: `asked` is not a choice here",
+    );
+    check(&clients("client_ca = \"/\""), "2:60: error: listen.tls.client_ca: / is a directory");
 }
 
 #[test]
@@ -299,6 +309,10 @@ fn the_rest_of_sources() {
     check(
         "allow_addresses = [\"example.com\"]",
         "2:20: error: source[0].allow_addresses[0]: `example.com` cannot be used: it is neither an address nor a network",
+    );
+    check(
+        "allow_subjects = [\"CN=a\"]",
+        "2:18: error: source[0].allow_subjects: no client is asked for a certificate, so every request would be refused",
     );
     check("ack = { status = 302 }", "2:18: error: source[0].ack.status: 302 is out of range");
     check(

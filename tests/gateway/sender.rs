@@ -1,6 +1,6 @@
 //! A provider: signs, and speaks HTTP/1.1 byte by byte, so that tests can also send what no library would.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use bytes::Bytes;
@@ -147,8 +147,8 @@ pub(crate) fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Answer> {
 }
 
 /// A connection that requests are written to, in whatever pieces, and answers are read from.
-pub(crate) struct Wire {
-    stream: TcpStream,
+pub(crate) struct Wire<S = TcpStream> {
+    pub(crate) stream: S,
     unread: Vec<u8>,
 }
 
@@ -157,7 +157,13 @@ impl Wire {
     pub(crate) fn open(to: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect(to).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Some(Self { stream, unread: Vec::new() })
+        Some(Self::over(stream))
+    }
+}
+
+impl<S: Read + Write> Wire<S> {
+    pub(crate) fn over(stream: S) -> Self {
+        Self { stream, unread: Vec::new() }
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) {

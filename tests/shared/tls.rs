@@ -1,12 +1,17 @@
 //! A gateway that speaks TLS, and what clients of its HTTP/2 need.
 
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore};
+use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ALL_VERSIONS, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
 
 use crate::backend::Backend;
-use crate::sender::every_provider;
-use crate::support::{Gateway, write_config};
+use crate::sender::{Wire, every_provider};
+use crate::support::{Gateway, PATIENCE, write_config};
 
 /// The name in its certificate.
 pub(crate) const NAME: &str = "gateway.example";
@@ -34,15 +39,73 @@ impl Secure {
         );
         write_config(directory.path(), &sections);
         let gateway = Gateway::start_in(directory, |_| ());
-        let mut roots = RootCertStore::empty();
-        roots.add(certified.cert.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut client = client(&[certified.cert.der()], None, ALL_VERSIONS);
         client.alpn_protocols = vec![b"h2".to_vec()];
         Self { gateway, backend, client: Arc::new(client) }
     }
+}
+
+/// An authority of a test's own.
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key.
+pub(crate) struct Issued {
+    pub(crate) certificate: rcgen::Certificate,
+    pub(crate) key: KeyPair,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        self.0.der()
+    }
+
+    pub(crate) fn issue(&self, params: &CertificateParams) -> Issued {
+        let key = KeyPair::generate().unwrap();
+        Issued { certificate: params.signed_by(&key, &self.0).unwrap(), key }
+    }
+}
+
+/// A client that believes these roots, and has this certificate.
+pub(crate) fn client(
+    roots: &[&CertificateDer<'static>],
+    own: Option<&Issued>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add((*root).clone()).unwrap();
+    }
+    let builder =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(store);
+    match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let key = PrivateKeyDer::try_from(own.key.serialize_der()).unwrap();
+            builder.with_client_auth_cert(vec![own.certificate.der().clone()], key).unwrap()
+        }
+    }
+}
+
+/// A connection to the gateway; its handshake is made when it is first used.
+pub(crate) fn open(
+    client: &Arc<ClientConfig>,
+    to: SocketAddr,
+) -> Wire<StreamOwned<ClientConnection, TcpStream>> {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let connection = ClientConnection::new(Arc::clone(client), ServerName::try_from(NAME).unwrap()).unwrap();
+    Wire::over(StreamOwned::new(connection, stream))
 }
