@@ -23,6 +23,7 @@ use crate::store::Store;
 use crate::store::sqlite::{self, OpenError};
 
 mod drain;
+mod expiry;
 mod handover;
 mod reload;
 mod sockets;

@@ -43,6 +43,8 @@ pub struct Metrics {
     pub ingest_connections_refused: IntCounterVec,
     /// Rejections that were not logged, since another of their source and reason had been within the second.
     pub ingest_rejections_unlogged: IntCounterVec,
+    /// When the certificates of the listener end, by file.
+    pub tls_certificate_not_after: GaugeVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
     /// Skew of the latest verified request.
@@ -166,6 +168,11 @@ impl Metrics {
                 "ingest_rejections_unlogged_total",
                 "Rejections that were not logged: one line a second tells of those with the same source and reason.",
                 &["source"],
+            ),
+            tls_certificate_not_after: c.gauges(
+                "tls_certificate_not_after_seconds",
+                "When the first certificate of each file of listen.tls expires, Unix time.",
+                &["file"],
             ),
             verify_secret_last_used: c.gauges(
                 "verify_secret_last_used_timestamp_seconds",

@@ -17,6 +17,8 @@ pub struct Status {
     pub config_loaded: bool,
     /// The store.
     pub store: StoreStatus,
+    /// The files of `listen.tls` that hold certificates; empty without TLS.
+    pub certificates: Vec<CertificateStatus>,
     /// In the order of the configuration.
     pub sources: Vec<SourceStatus>,
     /// In the order of the configuration.
@@ -30,6 +32,17 @@ pub struct StoreStatus {
     pub engine: String,
     /// Size of its files.
     pub bytes: u64,
+}
+
+/// When what a certificate file holds expires.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Its key, such as `listen.tls.cert`.
+    pub key: String,
+    /// Where it is.
+    pub file: String,
+    /// RFC 3339; of the first certificate in it to expire.
+    pub not_after: String,
 }
 
 /// How a source stands; counts are since the start of the process.

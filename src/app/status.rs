@@ -6,9 +6,12 @@ use async_trait::async_trait;
 use http::HeaderMap;
 
 use super::Parts;
-use crate::admin::{self, Denied, DestinationStatus, Gateway, Reloaded, SourceStatus, Status, StoreStatus};
+use crate::admin::{
+    self, CertificateStatus, Denied, DestinationStatus, Gateway, Reloaded, SourceStatus, Status, StoreStatus,
+};
 use crate::clock::elapsed;
 use crate::config::Role;
+use crate::ingest::Expiry;
 use crate::metrics::Metrics;
 use crate::store::Depth;
 use crate::verify::Enforcement;
@@ -71,6 +74,11 @@ impl Gateway for Parts {
                 dead: depth.dead,
             }
         });
+        let certificates = self.certificate.expiries().into_iter().map(|expiry| CertificateStatus {
+            key: format!("listen.tls.{}", expiry.key),
+            file: expiry.path.display().to_string(),
+            not_after: expiry.not_after.to_string(),
+        });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at.to_string(),
@@ -78,6 +86,7 @@ impl Gateway for Parts {
             not_ready_because: ready.err(),
             config_loaded: self.metrics.config_last_reload_success.get() == 1,
             store: StoreStatus { engine: "sqlite".to_owned(), bytes: self.store.bytes() },
+            certificates: certificates.collect(),
             sources: sources.collect(),
             destinations: destinations.collect(),
         }
@@ -88,6 +97,15 @@ impl Parts {
     fn refresh_gauges(&self) {
         let now = self.clock.steady().time;
         self.ingest.refresh_gauges();
+        let ends = &self.metrics.tls_certificate_not_after;
+        let expiries = self.certificate.expiries();
+        for key in [Expiry::CERT, Expiry::CLIENT_CA] {
+            match expiries.iter().find(|expiry| expiry.key == key) {
+                Some(expiry) => ends.with_label_values(&[key]).set(expiry.not_after.as_second() as f64),
+                // Not there, or a reload has dropped it.
+                None => drop(ends.remove_label_values(&[key])),
+            }
+        }
         self.metrics.store_bytes.set(i64::try_from(self.store.bytes()).unwrap_or(i64::MAX));
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let depths = self.store.depths();

@@ -1,4 +1,4 @@
-//! What has to happen from time to time: retention, and the watch over the store.
+//! What has to happen from time to time: retention, and the watch over the store and over certificates that end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Parts;
+use super::expiry::Told;
 use crate::store::StoreError;
 
 /// How soon a store that has shut itself is reported.
@@ -21,6 +22,8 @@ impl Parts {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut swept_at = Instant::now();
         let mut fault = None;
+        let mut told = Told::default();
+        told.tell(&self);
         loop {
             tokio::select! {
                 () = self.stages.stopping.cancelled() => return,
@@ -39,6 +42,7 @@ impl Parts {
             }
             if swept_at.elapsed() >= SWEEP {
                 self.sweep().await;
+                told.tell(&self);
                 swept_at = Instant::now();
             }
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use countersign::clock::Clock;
 use countersign::config::{self, Config};
-use countersign::ingest::check_certificate;
+use countersign::ingest::{Expiry, check_certificate};
 
 use super::{Failure, chain, say, say_error};
 
@@ -16,29 +16,38 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let config = load(&arguments.config)?;
-    for warning in &config.warnings {
+    let path = arguments.config.display();
+    let (config, expiries) = load_all(&arguments.config)?;
+    let now = Clock::system().now();
+    let certificates = expiries.iter().filter(|expiry| expiry.is_near(now)).map(|expiry| {
+        let verb = if expiry.is_past(now) { "expired" } else { "expires" };
+        let (key, file, not_after) = (expiry.key, expiry.path.display(), expiry.not_after);
+        format!("{path}: warning: listen.tls.{key}: {file} {verb} at {not_after}")
+    });
+    let warnings: Vec<String> = config.warnings.iter().cloned().chain(certificates).collect();
+    for warning in &warnings {
         say_error(warning.trim_end());
     }
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     say(&format!(
-        "{}: ok ({}, {}, {})",
-        arguments.config.display(),
+        "{path}: ok ({}, {}, {})",
         count(config.sources.len(), "source"),
         count(config.destinations.len(), "destination"),
-        count(config.warnings.len(), "warning"),
+        count(warnings.len(), "warning"),
     ));
     Ok(())
 }
 
 pub(super) fn load(path: &Path) -> Result<Config, Failure> {
+    load_all(path).map(|(config, _)| config)
+}
+
+fn load_all(path: &Path) -> Result<(Config, Vec<Expiry>), Failure> {
     let config = config::load(path, &config::environment, Clock::system().now())
         .map_err(|error| Failure::Config(chain(error)))?;
-    if let Some(tls) = &config.listen.tls {
-        // What is wrong inside the files is part of the configuration, too: found here, not at the start.
-        check_certificate(tls).map_err(|error| {
-            Failure::Config(format!("{}: error: listen.tls: {}", path.display(), chain(error)))
-        })?;
-    }
-    Ok(config)
+    // What is wrong inside the files is part of the configuration, too: found here, not at the start.
+    let expiries = config.listen.tls.as_ref().map(check_certificate).transpose().map_err(|error| {
+        Failure::Config(format!("{}: error: listen.tls: {}", path.display(), chain(error)))
+    })?;
+    Ok((config, expiries.unwrap_or_default()))
 }

@@ -97,6 +97,9 @@ fn print(status: &Status) {
         say("the latest reload was refused; the configuration before it is in force (see the log)");
     }
     say(&format!("store: {}, {} bytes", status.store.engine, status.store.bytes));
+    for certificate in &status.certificates {
+        say(&format!("{}: {} expires at {}", certificate.key, certificate.file, certificate.not_after));
+    }
     say("");
     say(&format!(
         "{:<24} {:<18} {:>10} {:>10} {:>10}",

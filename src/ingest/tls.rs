@@ -13,7 +13,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
 use super::answer::Rejection;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, later};
 use crate::config::{ClientCa, Tls};
 use crate::identity::Identity;
 
@@ -85,6 +85,18 @@ impl Expiry {
     pub const CERT: &'static str = "cert";
     /// The authorities of client certificates.
     pub const CLIENT_CA: &'static str = "client_ca";
+    /// So long before the end an operator is told of it: after a renewal that failed there is time for others.
+    pub const AHEAD: Duration = Duration::from_hours(24 * 14);
+
+    /// Whether the end is near enough to be told, or past.
+    pub fn is_near(&self, now: Timestamp) -> bool {
+        self.not_after < later(now, Self::AHEAD)
+    }
+
+    /// Whether the end is past.
+    pub fn is_past(&self, now: Timestamp) -> bool {
+        self.not_after < now
+    }
 }
 
 /// Judges certificate files without using them, and tells when they end.
