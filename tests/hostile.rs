@@ -36,5 +36,7 @@ mod limits;
 mod logs;
 #[path = "hostile/proxied.rs"]
 mod proxied;
+#[path = "hostile/suites.rs"]
+mod suites;
 #[path = "hostile/traps.rs"]
 mod traps;

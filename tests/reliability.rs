@@ -26,6 +26,8 @@ use soak::soak;
 
 #[path = "reliability/backlog.rs"]
 mod backlog;
+#[path = "reliability/certificate.rs"]
+mod certificate;
 #[path = "reliability/corrupt.rs"]
 mod corrupt;
 #[path = "reliability/disk.rs"]
