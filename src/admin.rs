@@ -10,10 +10,11 @@
 //!
 //! It knows what it is told through [`Gateway`], and changes nothing but through it.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,6 +22,7 @@ use axum::{Json, Router};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
+use tokio::time::Instant;
 
 mod auth;
 mod reload;
@@ -32,6 +34,7 @@ pub use status::{CertificateStatus, DestinationStatus, SourceStatus, Status, Sto
 
 use crate::config::Role;
 use crate::metrics::Metrics;
+use crate::rate::Sampler;
 
 /// What the admin listener shows; the composition root implements it.
 #[async_trait]
@@ -63,16 +66,26 @@ pub trait Gateway: Send + Sync + 'static {
 
 type Shown = State<Arc<dyn Gateway>>;
 
-/// The routes over `gateway`.
+/// Whom the API lets in.
+#[derive(Clone)]
+struct Guard {
+    gateway: Arc<dyn Gateway>,
+    /// Decides which refusals are logged.
+    refusals: Arc<Mutex<Sampler>>,
+    origin: Instant,
+}
+
+/// The routes over `gateway`, to be served with the peer's address as [`ConnectInfo`].
 pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
+    let guarded = Guard { gateway: Arc::clone(&gateway), refusals: Arc::default(), origin: Instant::now() };
     let changes =
         Router::new().route("/reload", post(reload)).route_layer(middleware::from_fn(operators_only));
     let api = Router::new()
         .route("/status", get(show_status))
         .merge(changes)
         .fallback(nothing)
-        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), guard));
+        .layer(middleware::from_fn_with_state(guarded, guard));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
@@ -105,14 +118,26 @@ async fn reload(State(gateway): Shown) -> Response {
     }
 }
 
-async fn guard(State(gateway): Shown, mut request: Request, next: Next) -> Response {
-    match gateway.admit(request.headers()) {
+async fn guard(
+    State(guard): State<Guard>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let response = match guard.gateway.admit(request.headers()) {
         Ok(role) => {
             request.extensions_mut().insert(role);
             next.run(request).await
         }
         Err(denied) => problem(denied.status(), &denied.to_string()),
+    };
+    if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        let mut refusals = guard.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unlogged) = refusals.note(guard.origin.elapsed()) {
+            tracing::warn!(%peer, status = response.status().as_u16(), unlogged, "admin request refused");
+        }
     }
+    response
 }
 
 /// Behind [`guard`], which says what the sender may do.

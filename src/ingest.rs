@@ -131,11 +131,11 @@ impl Ingest {
 
         if let Err(rejection) = head::check(&head, self.header_bytes) {
             // Where the head was misread, so may be where it ended.
-            return self.refuse_unread(UNMATCHED, &rejection, body, http1);
+            return self.refuse_unread(UNMATCHED, peer.address, &rejection, body, http1);
         }
         let entry = match routes.find(head.uri.path()) {
             Ok(entry) => Arc::clone(entry),
-            Err(rejection) => return self.refuse_unread(UNMATCHED, &rejection, body, unread),
+            Err(rejection) => return self.refuse_unread(UNMATCHED, peer.address, &rejection, body, unread),
         };
         let source = &entry.source;
         let sender = head::sender(&head.headers, peer.address, &routes.trusted_proxies);
@@ -151,7 +151,7 @@ impl Ingest {
             .and_then(|()| self.budget.reserve(body.size_hint().exact(), source.body_max));
         let reservation = match early {
             Ok(reservation) => reservation,
-            Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),
+            Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
         };
         let read = tokio::select! {
             biased;
@@ -160,7 +160,7 @@ impl Ingest {
         };
         let (bytes, reservation) = match read {
             Ok(read) => read,
-            Err(rejection) => return self.refuse_unread(&source.name, &rejection, body, unread),
+            Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
         };
 
         let last_byte = Instant::now();
@@ -184,7 +184,7 @@ impl Ingest {
         ack_duration.observe(last_byte.elapsed().as_secs_f64());
         let outcome = match in_time {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => return self.refuse(&source.name, &Rejection::Internal, false),
+            Ok(Err(_)) => return self.refuse(&source.name, sender, &Rejection::Internal, false),
             Err(_) => {
                 self.metrics.ingest_late.with_label_values(&[&*source.name]).inc();
                 return Rejection::Overloaded.response(false);
@@ -204,11 +204,12 @@ impl Ingest {
         reservation: Reservation,
     ) -> Result<(), Rejection> {
         let source = &entry.source;
+        let sender = received.sender;
         let outcome = self.store_once(&entry, received).await;
         drop(reservation);
         match &outcome {
             Ok(label) => self.metrics.ingest_requests.with_label_values(&[&*source.name, label]).inc(),
-            Err(rejection) => self.count(&source.name, rejection),
+            Err(rejection) => self.count(&source.name, sender, rejection),
         }
         outcome.map(|_| ())
     }
@@ -284,8 +285,14 @@ impl Ingest {
         }
     }
 
-    fn refuse(&self, source: &str, rejection: &Rejection, close: bool) -> Response<Full<Bytes>> {
-        self.count(source, rejection);
+    fn refuse(
+        &self,
+        source: &str,
+        sender: IpAddr,
+        rejection: &Rejection,
+        close: bool,
+    ) -> Response<Full<Bytes>> {
+        self.count(source, sender, rejection);
         rejection.response(close)
     }
 
@@ -293,6 +300,7 @@ impl Ingest {
     fn refuse_unread(
         &self,
         source: &str,
+        sender: IpAddr,
         rejection: &Rejection,
         body: Incoming,
         close: bool,
@@ -300,13 +308,14 @@ impl Ingest {
         if !close && !body.is_end_stream() {
             tokio::spawn(body::discard(body));
         }
-        self.refuse(source, rejection, close)
+        self.refuse(source, sender, rejection, close)
     }
 
-    fn count(&self, source: &str, rejection: &Rejection) {
+    /// `sender` as far as it is known: the peer, where nothing better has been found.
+    fn count(&self, source: &str, sender: IpAddr, rejection: &Rejection) {
         let reason = rejection.label();
         match self.rejections.note(source, reason, self.origin.elapsed()) {
-            Some(unlogged) => tracing::info!(source, reason, unlogged, "request refused"),
+            Some(unlogged) => tracing::info!(source, %sender, reason, unlogged, "request refused"),
             None => self.metrics.ingest_rejections_unlogged.with_label_values(&[source]).inc(),
         }
         self.metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();

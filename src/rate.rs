@@ -1,6 +1,6 @@
 //! Decides when something that may happen so often may happen next: the generic cell rate algorithm, which spreads
 //! events evenly and needs one number of memory. Pure: monotonic time is an argument, as the span since any origin
-//! that the caller keeps. It neither sleeps nor counts what was refused.
+//! that the caller keeps. It does not sleep.
 
 use std::time::Duration;
 
@@ -45,6 +45,31 @@ impl Limiter {
     /// Gives the `count` latest places back, none of which was used.
     pub fn give_back(&mut self, count: u32) {
         self.used_until = self.used_until.saturating_sub(self.interval.saturating_mul(count));
+    }
+}
+
+/// Lets through one event a second of many that are alike, and counts the others.
+#[derive(Debug)]
+pub struct Sampler {
+    limiter: Limiter,
+    skipped: u64,
+}
+
+impl Default for Sampler {
+    /// Lets the first event through.
+    fn default() -> Self {
+        Self { limiter: Limiter::new(Rate { events: 1, per: Duration::from_secs(1) }, 1), skipped: 0 }
+    }
+}
+
+impl Sampler {
+    /// An event at `now`. When it is let through: how many were not since the last that was.
+    pub fn note(&mut self, now: Duration) -> Option<u64> {
+        if self.limiter.claim(now, Duration::ZERO).is_err() {
+            self.skipped += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.skipped))
     }
 }
 

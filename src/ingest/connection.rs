@@ -128,7 +128,7 @@ impl Shared {
             let (shared, activity, peer) = (&self, &activity, peer.clone());
             async move {
                 Ok::<_, Infallible>(match refused {
-                    Some(rejection) => shared.ingest.refuse(UNMATCHED, rejection, true),
+                    Some(rejection) => shared.ingest.refuse(UNMATCHED, peer.address, rejection, true),
                     None => shared.respond(request, peer, activity).await,
                 })
             }
@@ -222,11 +222,18 @@ impl Shared {
         {
             // The next one begins with a handshake, which a client with another certificate may pass.
             activity.spend();
-            return self.ingest.refuse_unread(UNMATCHED, &rejection, request.into_body(), http1);
+            return self.ingest.refuse_unread(
+                UNMATCHED,
+                peer.address,
+                &rejection,
+                request.into_body(),
+                http1,
+            );
         }
+        let address = peer.address;
         let answer = AssertUnwindSafe(Arc::clone(&self.ingest).answer(request, peer)).catch_unwind().await;
         let mut answer =
-            answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, &Rejection::Internal, http1));
+            answer.unwrap_or_else(|_| self.ingest.refuse(UNMATCHED, address, &Rejection::Internal, http1));
         if http1 && (self.stop.is_cancelled() || activity.is_spent()) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

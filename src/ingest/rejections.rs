@@ -6,21 +6,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::rate::Limiter;
-use crate::units::Rate;
-
-const LINES: Rate = Rate { events: 1, per: Duration::from_secs(1) };
+use crate::rate::Sampler;
 
 /// By source, then by reason.
 #[derive(Debug, Default)]
-pub(super) struct Rejections(Mutex<HashMap<String, HashMap<&'static str, Kind>>>);
-
-#[derive(Debug)]
-struct Kind {
-    limiter: Limiter,
-    /// Rejections since the last line.
-    unlogged: u64,
-}
+pub(super) struct Rejections(Mutex<HashMap<String, HashMap<&'static str, Sampler>>>);
 
 impl Rejections {
     /// Counts a rejection at `now`, the span since any origin. When it is to be logged: how many of its kind were not
@@ -30,13 +20,7 @@ impl Rejections {
         if !sources.contains_key(source) {
             sources.insert(source.to_owned(), HashMap::new());
         }
-        let new = || Kind { limiter: Limiter::new(LINES, 1), unlogged: 0 };
-        let kind = sources.get_mut(source)?.entry(reason).or_insert_with(new);
-        if kind.limiter.claim(now, Duration::ZERO).is_err() {
-            kind.unlogged += 1;
-            return None;
-        }
-        Some(std::mem::take(&mut kind.unlogged))
+        sources.get_mut(source)?.entry(reason).or_default().note(now)
     }
 
     /// Forgets sources that `keep` does not hold of; their names may never come again.

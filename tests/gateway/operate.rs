@@ -131,6 +131,13 @@ fn admin_tokens_are_demanded() {
     let shown = status("a-token-for-operators");
     assert_eq!(shown.status.code(), Some(0), "{shown:?}");
     serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap();
+
+    for _ in 0..20 {
+        gateway.admin_get("/api/v1/status");
+    }
+    let log = gateway.log();
+    let refusals: Vec<_> = log.lines().filter(|line| line.contains("admin request refused")).collect();
+    assert!((1..20).contains(&refusals.len()) && refusals[0].contains("127.0.0.1"), "{log}");
 }
 
 #[test]
