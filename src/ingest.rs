@@ -39,6 +39,7 @@ mod routes;
 mod tls;
 mod wire;
 
+pub use guard::Guarded;
 pub use listener::{BindError, Certificate, Listener};
 pub use tls::{Expiry, TlsError, check_certificate};
 

@@ -119,10 +119,9 @@ impl Shared {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Peer,
     ) {
-        let activity = Arc::new(Activity::new(self.limits.head_read));
-        let (header_bytes, head_read) = (self.limits.header_bytes, self.limits.head_read);
-        let stream = Guarded::new(stream, header_bytes, head_read, Arc::clone(&activity));
-        let verdict = stream.verdict();
+        let header_bytes = self.limits.header_bytes;
+        let stream = Guarded::new(stream, header_bytes, self.limits.head_read);
+        let (verdict, activity) = (stream.verdict(), stream.activity());
         let service = service_fn(|request| {
             let refused = verdict.get();
             let (shared, activity, peer) = (&self, &activity, peer.clone());

@@ -27,7 +27,8 @@ const READ_BYTES: usize = 8 << 10;
 /// Why the connection's current, and last, request is refused; unset on a connection that keeps to the rules.
 pub(super) type Verdict = Arc<OnceLock<Rejection>>;
 
-pub(super) struct Guarded<S> {
+/// A connection's stream as hyper gets it.
+pub struct Guarded<S> {
     stream: S,
     /// Read, and not given to hyper yet.
     held: BytesMut,
@@ -52,12 +53,8 @@ enum Expected {
 }
 
 impl<S> Guarded<S> {
-    pub(super) fn new(
-        stream: S,
-        header_bytes_max: usize,
-        head_read: Duration,
-        activity: Arc<Activity>,
-    ) -> Self {
+    /// Heads may have so many bytes of header lines, and so much time from their first byte on.
+    pub fn new(stream: S, header_bytes_max: usize, head_read: Duration) -> Self {
         Self {
             stream,
             held: BytesMut::new(),
@@ -65,7 +62,7 @@ impl<S> Guarded<S> {
             expected: Expected::Head(Head::default()),
             late: None,
             verdict: Verdict::default(),
-            activity,
+            activity: Arc::new(Activity::new(head_read)),
             header_bytes_max,
             head_read,
         }
@@ -73,6 +70,10 @@ impl<S> Guarded<S> {
 
     pub(super) fn verdict(&self) -> Verdict {
         Arc::clone(&self.verdict)
+    }
+
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 
     fn refuse(&mut self, rejection: Rejection) {
@@ -229,8 +230,7 @@ mod tests {
     use super::*;
 
     fn guarded<S>(stream: S) -> Guarded<S> {
-        let patience = Duration::from_secs(5);
-        Guarded::new(stream, 1_000, patience, Arc::new(Activity::new(patience)))
+        Guarded::new(stream, 1_000, Duration::from_secs(5))
     }
 
     /// What hyper would get, in reads of up to `size` bytes, and why the last request is refused.
