@@ -123,7 +123,7 @@ impl<'de> Visitor<'de> for Step<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
-        let wanted = self.0.split_first().and_then(|(step, rest)| Some((step.parse::<usize>().ok()?, rest)));
+        let wanted = self.0.split_first().and_then(|(step, rest)| Some((index(step)?, rest)));
         for index in 0usize.. {
             match wanted {
                 Some((step, rest)) if step == index => match list.next_element_seed(Step(rest))? {
@@ -163,6 +163,12 @@ impl<'de> Visitor<'de> for Step<'_> {
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
         Ok(None)
     }
+}
+
+/// RFC 6901 §4: digits, without zeros before others.
+fn index(step: &str) -> Option<usize> {
+    let is_index = step == "0" || step.starts_with(|c: char| matches!(c, '1'..='9'));
+    if is_index { step.parse().ok() } else { None }
 }
 
 /// A request in which values are looked up: received, or about to be signed.
@@ -278,6 +284,9 @@ mod tests {
         assert_eq!(found(r#"{"id":-42}"#, "/id"), text("-42"));
         assert_eq!(found(r#"{"a":{"b":["x",{"c":"deep"}]}}"#, "/a/b/1/c"), text("deep"));
         assert_eq!(found(r#"{"a/b":{"~":"escaped"}}"#, "/a~1b/~0"), text("escaped"));
+        assert_eq!(found("[7]", "/0"), text("7"));
+        // No other reader of pointers takes these for numbers: found by fuzzing.
+        assert_eq!((found("[7]", "/00"), found("[6,7]", "/01"), found("[6,7]", "/+1")), (None, None, None));
         assert_eq!(found(r#"{"id":"a\u0062"}"#, "/id"), text("ab"));
         assert_eq!(found(r#"{"id":"first","id":"last"}"#, "/id"), text("last"));
         for nothing in [
