@@ -294,11 +294,15 @@ fn signatures(
     }
 }
 
-/// Whether `id` can stand beside other signed parts, because no byte of it could be taken for a separator or a part
-/// of its neighbour.
+/// Whether `id` can stand beside other signed parts, because no byte of it could be taken for one of the separators that
+/// signing providers use. Where a scheme has another one, or none, the template does not cover the id.
 pub(super) fn is_unambiguous(id: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte);
-    id.len() <= SIGNED_ID_BYTES_MAX && id.bytes().all(allowed)
+    id.len() <= SIGNED_ID_BYTES_MAX && id.bytes().all(is_id_byte)
+}
+
+/// Whether a signed id may have `byte`.
+pub(super) fn is_id_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_:-".contains(&byte)
 }
 
 /// Text that can be stored and sent on in a header.

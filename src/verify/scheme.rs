@@ -93,7 +93,7 @@ impl Scheme {
             TimestampPlace::At(locator) => signed.has_timestamp() || signed.covers(locator),
         });
         let every_id = || !self.delivery_id.is_empty() && self.delivery_id.iter().all(|at| signed.covers(at));
-        Coverage { timestamp, id: signed.has_id() || every_id(), body: signed.has_body() }
+        Coverage { timestamp, id: signed.covers_id() || every_id(), body: signed.has_body() }
     }
 
     /// Whether there is a timestamp at all. When there is and [`coverage`](Self::coverage) lacks it, its check is

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use super::Refusal;
+use super::check::is_id_byte;
 use super::locate::{Locator, Request};
 
 /// A parsed template.
@@ -125,6 +126,11 @@ impl Template {
         self.0.iter().any(|token| matches!(token, Token::Url | Token::UrlWithoutQuery))
     }
 
+    /// Whether nobody can change the delivery id that stands for `{id}` without breaking the signature.
+    pub(super) fn covers_id(&self) -> bool {
+        self.is_apart(&Token::Id)
+    }
+
     /// Whether nobody can change the value at `locator` without breaking the signature.
     pub(super) fn covers(&self, locator: &Locator) -> bool {
         self.0.iter().any(|token| match token {
@@ -132,13 +138,63 @@ impl Template {
                 false
             }
             Token::Body => locator.needs_body(),
-            Token::Url | Token::PathAndQuery => matches!(locator, Locator::Query(_)),
-            Token::Value(signed) => signed == locator,
+            Token::Url | Token::PathAndQuery => matches!(locator, Locator::Query(_)) && self.is_apart(token),
+            Token::Value(signed) => signed == locator && self.is_apart(token),
         })
+    }
+
+    /// Whether the signed bytes tell where `token` ends, from their beginning or from their end: otherwise what is
+    /// signed as `ab` and `c` is also signed as `a` and `bc`.
+    fn is_apart(&self, token: &Token) -> bool {
+        let (first, last) = (|text: &str| text.bytes().next(), |text: &str| text.bytes().next_back());
+        is_apart(self.0.iter(), token, first) || is_apart(self.0.iter().rev(), token, last)
     }
 }
 
+/// Reads on while it is certain where each token ends. `near` is the byte of a literal that is met first.
+fn is_apart<'t>(
+    tokens: impl Iterator<Item = &'t Token>,
+    wanted: &Token,
+    near: fn(&str) -> Option<u8>,
+) -> bool {
+    let mut tokens = tokens.peekable();
+    while let Some(token) = tokens.next() {
+        let ends = match tokens.peek() {
+            None => true,
+            Some(Token::Literal(text)) => near(text).is_some_and(|byte| !token.may_have(byte)),
+            Some(_) => token.is_fixed(),
+        };
+        if token == wanted || !ends {
+            return ends;
+        }
+    }
+    false
+}
+
 impl Token {
+    /// Whether a source's requests have no choice here.
+    fn is_fixed(&self) -> bool {
+        match self {
+            Self::Literal(_) | Self::UrlWithoutQuery | Self::Method => true,
+            Self::Body | Self::Timestamp | Self::Id | Self::Url | Self::PathAndQuery | Self::Value(_) => {
+                false
+            }
+        }
+    }
+
+    /// Whether `byte` may be part of what stands for the token, beyond what is fixed.
+    fn may_have(&self, byte: u8) -> bool {
+        match self {
+            Self::Literal(_) | Self::UrlWithoutQuery | Self::Method => false,
+            Self::Id => is_id_byte(byte),
+            // In any unit.
+            Self::Timestamp => byte.is_ascii_alphanumeric() || b"-:.+, ".contains(&byte),
+            // One line of a head.
+            Self::Url | Self::PathAndQuery | Self::Value(Locator::Header(_)) => !b"\r\n\0".contains(&byte),
+            Self::Body | Self::Value(Locator::Query(_) | Locator::Json(_) | Locator::Form(_)) => true,
+        }
+    }
+
     fn parse(name: &str) -> Result<Self, TemplateError> {
         match name {
             "body" => Ok(Self::Body),
@@ -216,10 +272,54 @@ mod tests {
         check("{body}", "form:id", true);
         check("{body}", "header:x-id", false);
         check("{body}", "query:id", false);
-        check("{body}{header:X-Id}", "header:x-id", true);
+        check("{header:X-Id}\\n{body}", "header:x-id", true);
+        check("{body}\\n{header:X-Id}", "header:x-id", true);
         check("{json:/a}", "json:/id", false);
-        check("{url}{body}", "query:id", true);
-        check("{path_query}{body}", "query:id", true);
-        check("{url_nq}{body}", "query:id", false);
+        check("{json:/id}", "json:/id", true);
+        check("{url}\\n{body}", "query:id", true);
+        check("{body}\\n{path_query}", "query:id", true);
+        check("{url_nq}\\n{body}", "query:id", false);
+        // Found by fuzzing: bytes of it could be moved to its neighbour, as a new value under the old signature.
+        for template in ["{body}{header:X-Id}", "{header:X-Id}|{body}", "{body}|{header:X-Id}"] {
+            check(template, "header:x-id", false);
+        }
+        check("{url}{body}", "query:id", false);
+        check("{path_query}.{body}", "query:id", false);
+    }
+
+    /// Found by fuzzing: with `{id}:{body}` the signature of the id `a` and the body `b:c` is that of `a:b` and `c`, so a
+    /// captured request was accepted under many ids. Ids without a separator are no better.
+    #[test]
+    fn an_id_is_covered_where_the_signed_bytes_tell_its_end() {
+        let check = |template: &str, expected: bool| {
+            assert_eq!(Template::parse(template).unwrap().covers_id(), expected, "{template}");
+        };
+        for apart in [
+            "{id}",
+            "{id}.{timestamp}.{body}",
+            "{body}.{id}",
+            "v0:{method}{url_nq}{id}.{body}",
+            "{timestamp}|{id}|{body}",
+            "{url}\\n{id}\\n{body}",
+            "{body}|{id}|{timestamp}",
+            "{body}.{id}v0",
+        ] {
+            check(apart, true);
+        }
+        for near in [
+            "{body}",
+            "{id}{body}",
+            "{body}{id}",
+            "{id}:{body}",
+            "{id}-{timestamp}.{body}",
+            "{id}{timestamp}{body}",
+            "{timestamp}{id}.{body}",
+            // A time may have a fraction.
+            "{timestamp}.{id}.{body}",
+            "{body}.{id}.{body}",
+            "{id}{id}",
+        ] {
+            check(near, false);
+        }
     }
 }

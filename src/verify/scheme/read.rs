@@ -320,7 +320,7 @@ mod tests {
             auth = "signature"
             signature = { from = ["header:X-A", "form:sig"], grammar = { kind = "kv", separators = "; ", assign = ":", take = ["h1", "h2"], timestamp = "ts" }, algorithm = "hmac-sha512", encoding = "base64url" }
             key = { encoding = "hex", strip = ["k_"], derive = "sha1" }
-            signed = "{id}:{timestamp}:{url}{body}"
+            signed = "{id}.{timestamp}:{url}{body}"
             timestamp = { at = "signature", unit = "ms" }
             delivery_id = ["header:X-Id", "json:/meta/id"]
             event = ["json:/type"]
