@@ -9,6 +9,7 @@ pub mod causes;
 pub mod clock;
 pub mod id;
 pub mod identity;
+mod pages;
 pub mod rate;
 pub mod reader;
 pub mod secret;

@@ -1,16 +1,18 @@
 //! Reads a request's body within its bounds: the source's cap (also for chunked bodies: refused, never cut), a
 //! deadline with a minimum rate, and the budget of bytes that all requests together may hold.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::answer::Rejection;
+use crate::pages::{LARGE_BYTES, Pages};
 use crate::patience::timeout_at;
 
 /// A sender may be slow for so long before [`RATE_MIN`] holds.
@@ -23,8 +25,6 @@ const STEP: u64 = 64 << 10;
 /// How much of a refused body is thrown away, and for how long.
 const DISCARD_BYTES_MAX: usize = 32 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
-/// What is allocated on a sender's word alone.
-const ALLOCATE_MAX: usize = 256 << 10;
 
 /// Bytes that all requests in progress may hold together.
 pub(super) struct Budget {
@@ -91,16 +91,18 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let began = Instant::now();
-    let declared = reservation.declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    let mut whole = BytesMut::new();
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let (declared, most) = (reservation.declared.map_or(0, size), size(body_max));
+    let mut came = Came::Small(Vec::new());
+    let mut length = 0;
     loop {
-        let slowest = RATE_GRACE + Duration::from_secs_f64(whole.len() as f64 / RATE_MIN);
+        let slowest = RATE_GRACE + Duration::from_secs_f64(length as f64 / RATE_MIN);
         let until = began + slowest.min(body_read);
         let frame = timeout_at(until, body.frame()).await.map_err(|_| Rejection::BodyTooSlow)?;
         let Some(frame) = frame else { break };
         // Trailers are dropped: they never become headers.
         let Ok(data) = frame.map_err(|_| Rejection::BodyBroken)?.into_data() else { continue };
-        let length = whole.len() + data.len();
+        length += data.len();
         if length as u64 > body_max {
             return Err(Rejection::BodyTooLarge);
         }
@@ -113,13 +115,47 @@ where
         if reservation.declared == Some(data.len() as u64) {
             return Ok((data, reservation));
         }
-        if whole.capacity() < length {
-            let expected = if whole.is_empty() { declared.min(ALLOCATE_MAX) } else { declared };
-            whole.reserve(expected.max(length) - whole.len());
-        }
-        whole.extend_from_slice(&data);
+        came.add(&data, declared, most).map_err(|_| Rejection::Overloaded)?;
     }
-    Ok((whole.freeze(), reservation))
+    Ok((came.freeze(), reservation))
+}
+
+/// What has come of a body.
+enum Came {
+    Small(Vec<u8>),
+    /// In room for all of it: growing with it would copy it again and again. And how much has come.
+    Large(Pages, usize),
+}
+
+impl Came {
+    /// Adds what has come next of a body of so many bytes (0: undeclared), and never more than `most`.
+    fn add(&mut self, data: &[u8], declared: usize, most: usize) -> io::Result<()> {
+        match self {
+            Self::Small(bytes) if declared.max(bytes.len() + data.len()) <= LARGE_BYTES => {
+                bytes.reserve_exact(declared.saturating_sub(bytes.len()));
+                bytes.extend_from_slice(data);
+            }
+            Self::Small(bytes) => {
+                let mut pages = Pages::new(if declared > 0 { declared } else { most })?;
+                let length = bytes.len() + data.len();
+                pages.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+                pages.bytes_mut()[bytes.len()..length].copy_from_slice(data);
+                *self = Self::Large(pages, length);
+            }
+            Self::Large(pages, length) => {
+                pages.bytes_mut()[*length..*length + data.len()].copy_from_slice(data);
+                *length += data.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze(self) -> Bytes {
+        match self {
+            Self::Small(bytes) => Bytes::from(bytes),
+            Self::Large(pages, length) => pages.freeze(length),
+        }
+    }
 }
 
 /// Throws away what a sender still sends of a body that was refused. On HTTP/2 the alternative is to reset the stream,

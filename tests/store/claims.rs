@@ -18,7 +18,10 @@ pub(crate) async fn a_delivery_is_stored_once(bench: Bench) {
 
 pub(crate) async fn bytes_come_back_exactly(bench: Bench) {
     let every_byte: Vec<u8> = (0..=255).collect();
-    let bodies = [Vec::new(), every_byte.clone(), every_byte.repeat(4_096)];
+    // Around where large bodies begin, and beyond what SQLite keeps in memory.
+    let large = every_byte.repeat(1_024);
+    let larger = [&large[..], b"x"].concat();
+    let bodies = [Vec::new(), every_byte.clone(), large, larger, every_byte.repeat(80_000)];
     for body in bodies {
         let mut headers = HeaderMap::new();
         for (name, value) in

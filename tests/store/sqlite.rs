@@ -130,8 +130,9 @@ async fn a_flipped_bit_sets_one_delivery_aside_and_no_other() {
     let (root, metrics) = (Arc::clone(&engine.root), engine.metrics.clone());
     let mut bench = Bench::new(Box::new(engine)).await;
     let mut ids = Vec::new();
-    for (id, body) in [("1", "the first body"), ("2", "the second body"), ("3", "the third body")] {
-        ids.push(bench.stored(Draft { body: Bytes::from_static(body.as_bytes()), ..draft(id) }).await);
+    let (first, large) = ("the first body".to_owned(), format!("{}the large body", "x".repeat(1 << 20)));
+    for (id, body) in [("1", first), ("2", "the second body".to_owned()), ("3", large)] {
+        ids.push(bench.stored(Draft { body: Bytes::from(body), ..draft(id) }).await);
     }
     bench.store.close().await;
     flip(&database(&root), b"", b"second body", 1);
@@ -147,6 +148,12 @@ async fn a_flipped_bit_sets_one_delivery_aside_and_no_other() {
     assert_eq!(bench.store.revive(ids[1], at(9)).await.unwrap(), 1);
     assert!(bench.leased("a", at(9)).await.is_empty());
     assert_eq!(bench.depth("a").dead, 1);
+    bench.store.close().await;
+    flip(&database(&root), b"", b"the large body", 1);
+    bench.restart().await;
+    let leased: Vec<_> = bench.leased("a", at(0)).await.iter().map(|lease| lease.delivery.id).collect();
+    assert_eq!(leased, [ids[0]]);
+    assert_eq!(bench.depth("a").dead, 2);
 }
 
 /// Flips a bit of what stands between `before` and the rest of `pattern`, of which there is one.

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, named_params};
+use rusqlite::blob::{Blob, ZeroBlob};
+use rusqlite::{
+    Connection, ErrorCode, MAIN_DB, OptionalExtension, Row, ToSql, Transaction, named_params, params,
+};
 use sha2::{Digest, Sha256};
 
 use crate::clock::from_milliseconds;
 use crate::delivery::{Delivery, Verification};
 use crate::id::Id;
+use crate::pages::{LARGE_BYTES, Pages};
 
 /// What is computed of a delivery before it is queued, so that the writer does not have to.
 #[derive(Debug)]
@@ -54,6 +58,14 @@ impl Prepared {
         delivery: &Delivery,
         forwards: usize,
     ) -> rusqlite::Result<()> {
+        let body: &[u8] = &delivery.body;
+        // As a value of a statement SQLite would copy it twice. So a large one is written to its pages directly, and read
+        // from them; for others that is more work than it saves.
+        let room = (body.len() > LARGE_BYTES).then_some(ZeroBlob(body.len() as u64));
+        let value: &dyn ToSql = match &room {
+            Some(room) => room,
+            None => &body,
+        };
         let mut insert = transaction.prepare_cached(
             "INSERT INTO delivery (id, source, delivery_id, event, received_at, sender, method, target, verified,
                  scheme, secret, skew, forwards, checksum, headers, body)
@@ -76,10 +88,17 @@ impl Prepared {
             ":forwards": i64::try_from(forwards).unwrap_or(i64::MAX),
             ":checksum": self.checksum,
             ":headers": self.headers,
-            ":body": &*delivery.body,
+            ":body": value,
         })?;
+        if room.is_some() {
+            body_at(transaction, transaction.last_insert_rowid(), false)?.write_all_at(body, 0)?;
+        }
         Ok(())
     }
+}
+
+fn body_at(connection: &Connection, row: i64, read_only: bool) -> rusqlite::Result<Blob<'_>> {
+    connection.blob_open(MAIN_DB, c"delivery", c"body", row, read_only)
 }
 
 /// Reads a delivery and verifies its checksum. A row that is not there is `Ok(None)`.
@@ -87,18 +106,29 @@ pub(super) fn load(connection: &Connection, id: Id) -> Result<Option<Delivery>, 
     let mut select = connection
         .prepare_cached(
             "SELECT source, delivery_id, event, received_at, sender, method, target, verified, scheme, secret, skew,
-                 checksum, headers, body
+                 checksum, headers, rowid, length(body), CASE WHEN length(body) <= ?2 THEN body END
              FROM delivery WHERE id = ?1",
         )
         .map_err(LoadError::Sqlite)?;
-    let loaded = select.query_row([id.as_bytes()], |row| Ok(decode(id, row))).optional();
+    let loaded = select
+        .query_row(params![id.as_bytes(), LARGE_BYTES as i64], |row| Ok(decode(connection, id, row)))
+        .optional();
     loaded.map_err(LoadError::from)?.transpose()
 }
 
-fn decode(id: Id, row: &Row<'_>) -> Result<Delivery, LoadError> {
+/// The row's statement is still under way, so that whatever else is read of the row is of the same moment.
+fn decode(connection: &Connection, id: Id, row: &Row<'_>) -> Result<Delivery, LoadError> {
     let damaged = |what: &str| LoadError::Damaged(format!("{what} is not readable"));
     let text = |column: usize| row.get::<_, String>(column);
     let headers: Vec<u8> = row.get(12)?;
+    let body = if row.get::<_, i64>(14)? > LARGE_BYTES as i64 {
+        let blob = body_at(connection, row.get(13)?, true)?;
+        let mut pages = Pages::new(blob.len()).map_err(|error| LoadError::Unreadable(error.to_string()))?;
+        blob.read_at_exact(pages.bytes_mut(), 0)?;
+        pages.freeze(blob.len())
+    } else {
+        Bytes::from(row.get::<_, Vec<u8>>(15)?)
+    };
     let delivery = Delivery {
         id,
         source: row.get(0)?,
@@ -109,7 +139,7 @@ fn decode(id: Id, row: &Row<'_>) -> Result<Delivery, LoadError> {
         method: Method::from_bytes(text(5)?.as_bytes()).map_err(|_| damaged("the method"))?,
         target: text(6)?,
         headers: decode_headers(&headers).ok_or_else(|| damaged("a header"))?,
-        body: Bytes::from(row.get::<_, Vec<u8>>(13)?),
+        body,
         verification: Verification {
             verified: row.get(7)?,
             scheme: row.get(8)?,
