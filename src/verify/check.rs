@@ -126,13 +126,13 @@ impl Checker {
     /// The delivery id, as far as the request has one that can be used.
     pub(super) fn delivery_id(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
         let Some(id) = request.find_first(&self.scheme.delivery_id)? else { return Ok(None) };
-        let id = text(id, ID_BYTES_MAX).ok_or(Refusal::IdMalformed)?;
+        let id = text(&id, ID_BYTES_MAX).ok_or(Refusal::IdMalformed)?;
         Ok(Some(id))
     }
 
     /// The event type. One that cannot be used is none: the delivery is genuine, and it is not lost for it.
     pub(super) fn event(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
-        Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(event, EVENT_BYTES_MAX)))
+        Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(&event, EVENT_BYTES_MAX)))
     }
 
     fn evidence<'a>(&'a self, request: &Request<'a>) -> Result<Evidence<'a>, Refusal> {
@@ -306,9 +306,9 @@ pub(super) fn is_id_byte(byte: u8) -> bool {
 }
 
 /// Text that can be stored and sent on in a header.
-fn text(bytes: Cow<'_, [u8]>, bytes_max: usize) -> Option<String> {
-    let text = String::from_utf8(bytes.into_owned()).ok()?;
-    (text.len() <= bytes_max && !text.chars().any(char::is_control)).then_some(text)
+fn text(bytes: &[u8], bytes_max: usize) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= bytes_max)?;
+    (!text.chars().any(char::is_control)).then(|| text.to_owned())
 }
 
 fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {

@@ -13,6 +13,9 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::Refusal;
 use crate::delivery::is_same_to_cgi;
 
+/// A document nested more deeply is not looked into: each level that is passed over takes a byte of memory.
+const DEPTH_MAX: usize = 256 << 10;
+
 /// A place in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Locator {
@@ -82,7 +85,10 @@ impl Pointer {
 
     /// The text or whole number there; `None` when the body is not JSON, or has nothing or something else there.
     /// Of a key that is there twice the last one counts, as it does for nearly every backend's parser.
-    fn find(&self, body: &[u8]) -> Option<String> {
+    fn find<'b>(&self, body: &'b [u8]) -> Option<Cow<'b, str>> {
+        if body.len() > DEPTH_MAX && depth(body) > DEPTH_MAX {
+            return None;
+        }
         let mut json = serde_json::Deserializer::from_slice(body);
         let found = Step(&self.steps).deserialize(&mut json).ok()?;
         json.end().ok()?;
@@ -90,11 +96,30 @@ impl Pointer {
     }
 }
 
+/// How deeply a JSON document is nested.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_text = !in_text,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// What is left of a pointer at some depth of the document.
 struct Step<'p>(&'p [String]);
 
 impl<'de> DeserializeSeed<'de> for Step<'_> {
-    type Value = Option<String>;
+    type Value = Option<Cow<'de, str>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -102,7 +127,7 @@ impl<'de> DeserializeSeed<'de> for Step<'_> {
 }
 
 impl<'de> Visitor<'de> for Step<'_> {
-    type Value = Option<String>;
+    type Value = Option<Cow<'de, str>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any JSON value")
@@ -110,9 +135,10 @@ impl<'de> Visitor<'de> for Step<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            match self.0 {
-                [step, rest @ ..] if *step == key => found = map.next_value_seed(Step(rest))?,
+        let wanted = self.0.split_first();
+        while let Some(is_wanted) = map.next_key_seed(Key(wanted.map(|(step, _)| &**step)))? {
+            match wanted {
+                Some((_, rest)) if is_wanted => found = map.next_value_seed(Step(rest))?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -140,16 +166,20 @@ impl<'de> Visitor<'de> for Step<'_> {
         Ok(found)
     }
 
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(self.0.is_empty().then_some(Cow::Borrowed(text)))
+    }
+
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| text.to_owned()))
+        Ok(self.0.is_empty().then(|| Cow::Owned(text.to_owned())))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| number.to_string()))
+        Ok(self.0.is_empty().then(|| Cow::Owned(number.to_string())))
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| number.to_string()))
+        Ok(self.0.is_empty().then(|| Cow::Owned(number.to_string())))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
@@ -169,6 +199,29 @@ impl<'de> Visitor<'de> for Step<'_> {
 fn index(step: &str) -> Option<usize> {
     let is_index = step == "0" || step.starts_with(|c: char| matches!(c, '1'..='9'));
     if is_index { step.parse().ok() } else { None }
+}
+
+/// Whether the key of a member is this one. Compared where it stands: a copy of each would cost as much as the body.
+struct Key<'k>(Option<&'k str>);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+        Ok(self.0 == Some(key))
+    }
 }
 
 /// A request in which values are looked up: received, or about to be signed.
@@ -194,9 +247,10 @@ impl<'a> Request<'a> {
                 field(query.as_bytes(), name)?
             }
             Locator::Form(name) => field(self.body.unwrap_or_default(), name)?,
-            Locator::Json(pointer) => {
-                self.body.and_then(|body| pointer.find(body)).map(|text| Cow::Owned(text.into_bytes()))
-            }
+            Locator::Json(pointer) => self.body.and_then(|body| pointer.find(body)).map(|text| match text {
+                Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+            }),
         };
         Ok(value.filter(|value| !value.is_empty()))
     }
@@ -317,6 +371,21 @@ mod tests {
         assert_eq!(check(&[], "/", &nested, "json:/id"), Ok(Some("found".into())));
         let long_number = format!(r#"{{"id":{}}}"#, "9".repeat(1_000_000));
         assert_eq!(check(&[], "/", long_number.as_bytes(), "json:/id"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_nested_without_end_is_not_looked_into() {
+        let nested = |json: &str, expected: usize| assert_eq!(depth(json.as_bytes()), expected, "{json}");
+        nested("", 0);
+        nested(r#"{"a":[1,[]],"b":{}}"#, 3);
+        nested(r#"["[[[",{"]\"]]":"\\"},[]]"#, 2);
+        nested("]]][[", 2);
+        let id = |levels: usize| {
+            let body = format!("{{\"n\":{}{},\"id\":\"1\"}}", "[".repeat(levels), "]".repeat(levels));
+            check(&[], "/", body.as_bytes(), "json:/id").unwrap()
+        };
+        assert_eq!(id(DEPTH_MAX - 1).as_deref(), Some("1"));
+        assert_eq!(id(DEPTH_MAX), None);
     }
 
     #[test]
