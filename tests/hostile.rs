@@ -20,6 +20,8 @@ mod tls;
 
 use soak::soak;
 
+#[path = "hostile/bodies.rs"]
+mod bodies;
 #[path = "hostile/certificates.rs"]
 mod certificates;
 #[path = "hostile/flood.rs"]
@@ -28,14 +30,22 @@ mod flood;
 mod forged;
 #[path = "hostile/heads.rs"]
 mod heads;
+#[path = "hostile/hidden.rs"]
+mod hidden;
 #[path = "hostile/http2.rs"]
 mod http2;
+#[path = "hostile/labels.rs"]
+mod labels;
+#[path = "hostile/leaks.rs"]
+mod leaks;
 #[path = "hostile/limits.rs"]
 mod limits;
 #[path = "hostile/logs.rs"]
 mod logs;
 #[path = "hostile/proxied.rs"]
 mod proxied;
+#[path = "hostile/secrets.rs"]
+mod secrets;
 #[path = "hostile/suites.rs"]
 mod suites;
 #[path = "hostile/traps.rs"]

@@ -1,12 +1,12 @@
 //! HTTP/2 by hand, frame by frame: what the gateway announces, what it refuses, and what floods and silence get.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::limits::cpu_seconds;
 use crate::sender::Post;
@@ -31,40 +31,34 @@ const END_HEADERS: u8 = 4;
 impl Secure {
     /// A connection over which nothing has been said yet.
     fn dial(&self) -> Wire {
-        let stream = TcpStream::connect(self.gateway.listen).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let name = ServerName::try_from(NAME).unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.client), name).unwrap();
-        let mut wire = Wire(StreamOwned::new(connection, stream));
-        wire.0.flush().unwrap();
-        wire
+        Wire::dial(self.gateway.listen, &self.client)
     }
 
     /// The same after preface and settings.
     fn open(&self) -> Wire {
-        let mut wire = self.dial();
-        wire.send(PREFACE);
-        wire.frame(SETTINGS, 0, 0, b"");
-        wire
+        Wire::open(self.gateway.listen, &self.client)
     }
 
     /// Sends a good delivery on a connection of its own.
     fn accepts(&self, id: &str) -> bool {
-        let mut wire = self.open();
         let post = Post::signed("github", "/webhooks/github", id, "push", id.as_bytes());
-        let mut headers = request("POST", "/webhooks/github");
-        headers
-            .extend(post.headers.iter().map(|(name, value)| (&**name, std::str::from_utf8(value).unwrap())));
-        wire.frame(HEADERS, END_HEADERS, 1, &block(&headers));
-        wire.frame(DATA, END_STREAM, 1, &post.body);
-        wire.answer(1) == Answer::Status(200)
+        send(self.gateway.listen, &self.client, &post) == Answer::Status(200)
     }
+}
+
+/// Sends a request on a connection of its own.
+pub(crate) fn send(to: SocketAddr, client: &Arc<ClientConfig>, post: &Post) -> Answer {
+    let mut wire = Wire::open(to, client);
+    let mut headers = request(post.method, &post.target);
+    headers.extend(post.headers.iter().map(|(name, value)| (&**name, std::str::from_utf8(value).unwrap())));
+    wire.frame(HEADERS, END_HEADERS, 1, &block(&headers));
+    wire.frame(DATA, END_STREAM, 1, &post.body);
+    wire.answer(1)
 }
 
 /// What a stream comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     Status(u16),
     /// RST_STREAM.
     Reset,
@@ -82,6 +76,24 @@ struct Frame {
 struct Wire(StreamOwned<ClientConnection, TcpStream>);
 
 impl Wire {
+    fn dial(to: SocketAddr, client: &Arc<ClientConfig>) -> Self {
+        let stream = TcpStream::connect(to).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let name = ServerName::try_from(NAME).unwrap();
+        let connection = ClientConnection::new(Arc::clone(client), name).unwrap();
+        let mut wire = Self(StreamOwned::new(connection, stream));
+        wire.0.flush().unwrap();
+        wire
+    }
+
+    fn open(to: SocketAddr, client: &Arc<ClientConfig>) -> Self {
+        let mut wire = Self::dial(to, client);
+        wire.send(PREFACE);
+        wire.frame(SETTINGS, 0, 0, b"");
+        wire
+    }
+
     /// False once the gateway has closed.
     fn send(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).and_then(|()| self.0.flush()).is_ok()

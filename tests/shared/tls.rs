@@ -39,10 +39,16 @@ impl Secure {
         );
         write_config(directory.path(), &sections);
         let gateway = Gateway::start_in(directory, |_| ());
-        let mut client = client(&[certified.cert.der()], None, ALL_VERSIONS);
-        client.alpn_protocols = vec![b"h2".to_vec()];
-        Self { gateway, backend, client: Arc::new(client) }
+        let client = http2_client(certified.cert.der());
+        Self { gateway, backend, client }
     }
+}
+
+/// What a client takes that believes this certificate and speaks HTTP/2.
+pub(crate) fn http2_client(certificate: &CertificateDer<'static>) -> Arc<ClientConfig> {
+    let mut client = client(&[certificate], None, ALL_VERSIONS);
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(client)
 }
 
 /// An authority of a test's own.
