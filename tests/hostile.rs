@@ -28,6 +28,8 @@ mod certificates;
 mod flood;
 #[path = "hostile/forged.rs"]
 mod forged;
+#[path = "hostile/hanging.rs"]
+mod hanging;
 #[path = "hostile/heads.rs"]
 mod heads;
 #[path = "hostile/hidden.rs"]

@@ -23,6 +23,9 @@ use crate::patience::sleep_until;
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n";
 /// How much is read at once while a head comes; most webhooks fit in with their body.
 const READ_BYTES: usize = 8 << 10;
+/// How much is read at once of a body: not quite 16 KiB. hyper doubles its buffer whenever a read fills it, and keeps it for
+/// as long as the connection lasts, which would be 48 KiB for each of thousands of slow senders.
+const BODY_READ_BYTES: usize = (16 << 10) - 1;
 
 /// Why the connection's current, and last, request is refused; unset on a connection that keeps to the rules.
 pub(super) type Verdict = Arc<OnceLock<Rejection>>;
@@ -131,20 +134,19 @@ impl<S: AsyncRead + Unpin> Guarded<S> {
         buffer: &mut ReadBuf<'_>,
         mut framing: Framing,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let room = buffer.remaining().min(BODY_READ_BYTES);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut part);
         if !matches!(read, Poll::Ready(Ok(()))) {
             self.expected = Expected::Body(framing);
             return read;
         }
-        let followed = framing.follow(&buffer.filled()[before..]);
-        let Ok(length) = followed else {
-            buffer.set_filled(before);
+        let Ok(length) = framing.follow(part.filled()) else {
             self.expected = Expected::Broken;
             return Poll::Ready(broken());
         };
-        self.held.extend_from_slice(&buffer.filled()[before + length..]);
-        buffer.set_filled(before + length);
+        self.held.extend_from_slice(&part.filled()[length..]);
+        buffer.advance(length);
         self.expected =
             if framing.is_done() { Expected::Head(Head::default()) } else { Expected::Body(framing) };
         Poll::Ready(Ok(()))
