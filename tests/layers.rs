@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom of the program to its top; modules on one line are of one layer.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("leaves", &["address", "causes", "clock", "id", "identity", "pages", "rate", "reader", "secret", "units"]),
+    (
+        "leaves",
+        &["address", "causes", "clock", "id", "identity", "pages", "rate", "reader", "secret", "units"],
+    ),
     ("domain", &["delivery", "dedup", "forward", "verify"]),
     ("services", &["config", "metrics", "patience"]),
     ("store", &["store"]),
