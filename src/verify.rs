@@ -384,6 +384,11 @@ mod tests {
         check_early("stripe", Refusal::DuplicateValue, repeat("stripe-signature"));
         let many = format!("t={NOW}{}", format!(",v1={}", "0".repeat(64)).repeat(17));
         check_early("stripe", Refusal::TooManySignatures, set("stripe-signature", &many));
+        check_accepted("stripe", |received| {
+            let good = received.headers["stripe-signature"].to_str().unwrap();
+            let sixteen = format!("{good}{}", format!(",v1={}", "0".repeat(64)).repeat(15));
+            received.headers.insert("stripe-signature", sixteen.parse().unwrap());
+        });
         let zeros = format!("sha256={}", "0".repeat(64));
         check_late("github", Refusal::SignatureMismatch, set(name, &zeros));
         check_late("github", Refusal::SignatureMismatch, |received| received.body = Bytes::new());
@@ -402,6 +407,8 @@ mod tests {
             check_early(of, Refusal::TimestampTooOld, |received| received.received_at = at(NOW + 301));
             check_early(of, Refusal::TimestampTooNew, |received| received.received_at = at(NOW - 301));
         }
+        let untimed = format!("v1={}", "0".repeat(64));
+        check_early("stripe", Refusal::TimestampMissing, set("stripe-signature", &untimed));
         check_early("hostwares", Refusal::TimestampMissing, remove("x-hostwares-timestamp"));
         check_early("hostwares", Refusal::TimestampMalformed, set("x-hostwares-timestamp", "soon"));
         check_early("hostwares", Refusal::DuplicateValue, repeat("x-hostwares-timestamp"));
@@ -440,6 +447,16 @@ mod tests {
         check_early("ownstak", Refusal::TokenMismatch, set(name, "Bearer secret"));
         check_early("ownstak", Refusal::TokenMismatch, set(name, "bearer secret-0123456789"));
         check_early("ownstak", Refusal::DuplicateValue, repeat(name));
+        check_accepted("ownstak", set(name, &format!("Bearer {SECRET}")));
+
+        // Of a secret that has it already, it is a part.
+        let whole = format!("Bearer {SECRET}");
+        let verifier = verifier("ownstak", vec![secret("only", &whole)], Enforcement::Enforce);
+        for (presented, expected) in [(&*whole, Ok(())), (SECRET, Err(Refusal::TokenMismatch))] {
+            let mut received = signed("ownstak", "{}");
+            set(name, presented)(&mut received);
+            assert_eq!(verifier.verify(received).map(drop), expected, "{presented}");
+        }
     }
 
     /// Every part that this scheme signs, and `change` made to it after signing.
@@ -494,6 +511,20 @@ mod tests {
         assert_eq!(outcome(good.replace("\"at\"", "\"no\"")), Err(Refusal::TimestampMissing));
         assert_eq!(outcome(good.replace("\"v\":1", "\"v\":2")), Err(Refusal::ValueMismatch));
         assert_eq!(outcome(unsigned), Err(Refusal::SignatureMissing));
+    }
+
+    #[test]
+    fn a_timestamp_beside_a_signature_in_the_body_is_awaited() {
+        let of = "auth = 'signature'\n\
+            signature = { from = ['header:x-sig', 'form:sig'], grammar = { kind = 'kv', separators = ',', assign = '=', take = ['v1'], timestamp = 't' }, algorithm = 'hmac-sha1', encoding = 'hex' }\n\
+            signed = '{timestamp}{form:token}'\n\
+            timestamp = { at = 'signature', unit = 's' }";
+        let verifier = verifier(of, vec![secret("only", SECRET)], Enforcement::Enforce);
+        let mut received = signed(of, "token=a");
+        let signature = received.headers.remove("x-sig").unwrap();
+        received.body = Bytes::from(format!("token=a&sig={}", signature.to_str().unwrap()));
+        assert_eq!(verifier.precheck(&Method::POST, "/", &received.headers, at(NOW)), Ok(()));
+        assert_eq!(verifier.verify(received).map(drop), Ok(()));
     }
 
     #[test]
@@ -571,6 +602,7 @@ mod tests {
         let verifier = verifier("stripe", vec![secret("only", SECRET)], Enforcement::Observe);
         let good = verifier.verify(signed("stripe", r#"{"id":"1"}"#)).unwrap();
         assert_eq!((good.observed(), good.delivery().verification.verified), (None, true));
+        assert_eq!(verifier.enforcement(), Some(Enforcement::Observe));
 
         let mut forged = signed("stripe", r#"{"id":"1","type":"t"}"#);
         forged.headers.clear();
@@ -595,6 +627,7 @@ mod tests {
         assert_eq!((&*delivery.verification.scheme, delivery.verification.verified), ("none", false));
         assert_eq!((&delivery.delivery_id, &delivery.event), (&None, &None));
         assert_eq!(verifier.coverage(), Coverage { timestamp: false, id: false, body: false });
+        assert_eq!(verifier.enforcement(), None);
     }
 
     #[test]

@@ -168,9 +168,7 @@ impl Checker {
     ) -> Result<Option<(String, Timestamp)>, Refusal> {
         let Some(rule) = &self.scheme.timestamp else { return Ok(None) };
         let (found, may_follow) = match &rule.at {
-            TimestampPlace::Signature => {
-                (beside, request.body.is_none() && self.signature_may_follow(request))
-            }
+            TimestampPlace::Signature => (beside, self.signature_may_follow(request)),
             TimestampPlace::At(locator) => {
                 let bytes = request.find(locator)?.map(Cow::into_owned);
                 let text =

@@ -337,6 +337,7 @@ mod tests {
         assert_eq!(found(r#"{"id":42}"#, "/id"), text("42"));
         assert_eq!(found(r#"{"id":-42}"#, "/id"), text("-42"));
         assert_eq!(found(r#"{"a":{"b":["x",{"c":"deep"}]}}"#, "/a/b/1/c"), text("deep"));
+        assert_eq!(found(r#"{"ids":["x","y","z"]}"#, "/ids/1"), text("y"));
         assert_eq!(found(r#"{"a/b":{"~":"escaped"}}"#, "/a~1b/~0"), text("escaped"));
         assert_eq!(found("[7]", "/0"), text("7"));
         // No other reader of pointers takes these for numbers: found by fuzzing.
