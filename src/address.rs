@@ -112,9 +112,8 @@ fn of_v6(address: Ipv6Addr) -> Reach {
         of_v4(Ipv4Addr::new(a, b, c, d))
     };
     match address.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 0] => Reach::Unspecified,
         [0, 0, 0, 0, 0, 0, 0, 1] => Reach::Loopback,
-        // IPv4-mapped, IPv4-compatible, IPv4-translated.
+        // IPv4-mapped, IPv4-compatible (as which `::` is 0.0.0.0), IPv4-translated.
         [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
         // NAT64, by its well-known prefix.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
@@ -251,6 +250,7 @@ mod tests {
                 "::ffff:169.254.169.254",
                 "64:ff9b::169.254.169.254",
                 "2002:a9fe:a9fe::1",
+                "2001::5601:5601",
             ],
         ),
     ];

@@ -118,7 +118,12 @@ mod tests {
     #[test]
     fn sizes() {
         let check = |text, expected| assert_eq!(parse_size(text), expected, "{text}");
-        check("1MiB", Ok(1 << 20));
+        check("1MiB", Ok(1_048_576));
+        check("2KiB", Ok(2_048));
+        check("1GiB", Ok(1_073_741_824));
+        check("1TiB", Ok(1_099_511_627_776));
+        check("3MB", Ok(3_000_000));
+        check("3GB", Ok(3_000_000_000));
         check("0", Ok(0));
         check("512B", Ok(512));
         check("10kB", Ok(10_000));
@@ -147,6 +152,7 @@ mod tests {
     fn rates() {
         let rate = |events, per| Ok(Some(Rate { events, per: Duration::from_secs(per) }));
         assert_eq!(parse_rate("100/s"), rate(100, 1));
+        assert_eq!(parse_rate("600/m"), rate(600, 60));
         assert_eq!(parse_rate("5/h"), rate(5, 3_600));
         assert_eq!(parse_rate("0/s"), Ok(None));
         assert_eq!(parse_rate("+1/s"), Err(UnitError::NoNumber));
