@@ -160,6 +160,20 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_unit_that_divides_is_printed() {
+        for (bytes, text) in
+            [(0, "0B"), (1_023, "1023B"), (1 << 10, "1KiB"), (1_536 << 10, "1536KiB"), (5 << 40, "5TiB")]
+        {
+            assert_eq!(format_size(bytes), text);
+        }
+        for (milliseconds, text) in
+            [(0, "0ms"), (1_500, "1500ms"), (90_000, "90s"), (7_200_000, "2h"), (172_800_000, "2d")]
+        {
+            assert_eq!(format_duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
     fn what_is_printed_can_be_read() {
         for bytes in [0, 1, 1_000, 1 << 10, 1 << 20, (1 << 20) + 1, 5 << 30] {
             assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));

@@ -245,17 +245,32 @@ mod tests {
         assert_eq!(body.as_ptr(), sent.as_ptr());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_sender_below_the_minimum_rate_is_cut_off() {
-        let drip = futures_util::stream::unfold((), |()| async {
+    /// Reads a body of which a piece of this size comes each second for 20 s; its length, and how long it took.
+    async fn drip(piece: &'static [u8]) -> (Result<usize, Rejection>, Duration) {
+        let pieces = futures_util::stream::unfold(0, move |sent| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Some((Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"x"))), ()))
+            let frame = Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(piece)));
+            (sent < 20).then_some((frame, sent + 1))
         });
         let began = Instant::now();
         let reservation = Budget::new(1 << 20).reserve(None, 1 << 20).unwrap();
-        let mut body = StreamBody::new(Box::pin(drip));
-        let refused = read(&mut body, 1 << 20, Duration::from_secs(30), reservation).await;
-        assert!(matches!(refused, Err(Rejection::BodyTooSlow)));
-        assert!(began.elapsed() < Duration::from_secs(7));
+        let mut body = StreamBody::new(Box::pin(pieces));
+        let read = read(&mut body, 1 << 20, Duration::from_secs(30), reservation).await;
+        (read.map(|(body, _)| body.len()), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_below_the_minimum_rate_is_cut_off() {
+        let (read, took) = drip(b"x").await;
+        assert_eq!(read, Err(Rejection::BodyTooSlow));
+        assert!(took < Duration::from_secs(7));
+        let (read, took) = drip(&[0; 512]).await;
+        assert_eq!(read, Err(Rejection::BodyTooSlow));
+        assert!(took > Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_above_the_minimum_rate_has_its_time() {
+        assert_eq!(drip(&[0; 1_100]).await.0, Ok(22_000));
     }
 }

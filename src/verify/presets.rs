@@ -107,6 +107,9 @@ mod tests {
         check("ownstak", false, false, false);
         check("standard-webhooks", true, true, true);
         check("stripe", true, true, true);
+        let timed = presets().iter().filter(|preset| preset.scheme.has_timestamp());
+        let timed: Vec<_> = timed.map(|preset| &*preset.name).collect();
+        assert_eq!(timed, ["hostwares", "owlette", "standard-webhooks", "stripe"]);
     }
 
     #[test]

@@ -234,6 +234,7 @@ mod tests {
         check("https://a.example:8443/in/?x=/y", "https://a.example:8443", "/in/?x=/y");
         check("https://a.example", "https://a.example", "");
         check("http://a.example?x", "http://a.example", "?x");
+        check("http://a/b", "http://a", "/b");
         check("/in", "", "/in");
     }
 }
