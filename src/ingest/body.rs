@@ -180,6 +180,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
     use http_body_util::{Full, StreamBody};
     use hyper::body::Frame;
 
@@ -234,6 +235,8 @@ mod tests {
         let (body, reservation) =
             read(&mut pieces, body_max, Duration::from_secs(30), reservation).await.unwrap();
         assert_eq!((body.len(), reservation.bytes()), (length, length));
+        // Nor is more memory taken for it than it has bytes.
+        assert_eq!(body.try_into_mut().unwrap().capacity(), length);
     }
 
     #[tokio::test]
@@ -272,5 +275,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sender_above_the_minimum_rate_has_its_time() {
         assert_eq!(drip(&[0; 1_100]).await.0, Ok(22_000));
+    }
+
+    #[tokio::test]
+    async fn of_a_refused_body_so_much_is_thrown_away() {
+        for (sent, expected) in [(5, 5), (100, 33)] {
+            let mut pieces = 0;
+            let stream = futures_util::stream::iter(0..sent).map(|_| {
+                pieces += 1;
+                Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[0; 1 << 20])))
+            });
+            discard(StreamBody::new(stream)).await;
+            assert_eq!(pieces, expected);
+        }
     }
 }

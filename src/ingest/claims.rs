@@ -273,7 +273,10 @@ mod tests {
     async fn a_cached_duplicate_still_revives_and_reports_conflicts_until_the_claim_ends() {
         let (store, gate) = gate(vec![Ok(Accepted::Stored), Ok(Accepted::Stored)]);
         store.go.notify_one();
+        assert_eq!(gate.entries(), 0);
         assert_eq!(gate.claim(arrival("d-1", "{}", 0)).await, Ok(Accepted::Stored));
+        gate.seen.run_pending_tasks().await;
+        assert_eq!(gate.entries(), 1);
         let duplicate = gate.claim(arrival("d-1", "other", 59_000)).await;
         assert!(matches!(duplicate, Ok(Accepted::Duplicate { conflict: true, .. })), "{duplicate:?}");
         assert_eq!(*store.revived.lock().unwrap(), 1);

@@ -107,6 +107,7 @@ mod tests {
         check("ownstak", false, false, false);
         check("standard-webhooks", true, true, true);
         check("stripe", true, true, true);
+        assert!(!presets().iter().any(|preset| preset.scheme.signs_url()));
         let timed = presets().iter().filter(|preset| preset.scheme.has_timestamp());
         let timed: Vec<_> = timed.map(|preset| &*preset.name).collect();
         assert_eq!(timed, ["hostwares", "owlette", "standard-webhooks", "stripe"]);
