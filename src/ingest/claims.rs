@@ -284,6 +284,22 @@ mod tests {
         assert_eq!(gate.claim(arrival("d-1", "{}", 60_000)).await, Ok(Accepted::Stored));
     }
 
+    #[tokio::test]
+    async fn an_entry_leaves_when_its_claim_has_ended() {
+        let (store, gate) = gate(vec![Ok(Accepted::Stored)]);
+        store.go.notify_one();
+        let arrival = arrival("d-1", "{}", 0);
+        let short = Arrival { claimed_until: later(arrival.at.wall, Duration::from_millis(1)), ..arrival };
+        assert_eq!(gate.claim(short).await, Ok(Accepted::Stored));
+        let gone = async {
+            while gate.entries() > 0 || gate.seen.iter().next().is_some() {
+                gate.seen.run_pending_tasks().await;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    }
+
     /// A wall clock set a day ahead used to end it.
     #[tokio::test]
     async fn a_cached_claim_is_not_ended_by_one_reading_alone() {
@@ -320,6 +336,35 @@ mod tests {
         in_flight(&store, 2).await;
         store.go.notify_one();
         assert_eq!(genuine.await.unwrap(), Ok(Accepted::Stored));
+    }
+
+    #[tokio::test]
+    async fn copies_without_an_id_are_replays_and_ask_the_store_once() {
+        let nameless = || {
+            let arrival = arrival("d-1", "{}", 0);
+            Arrival { keys: Keys { id: None, ..arrival.keys }, ..arrival }
+        };
+        let first = Id::new(from_milliseconds(NOW), [1; 10]);
+        for (answer, replay_of) in
+            [(Accepted::Stored, nameless().verified.delivery().id), (Accepted::Replay { first }, first)]
+        {
+            let (store, gate) = gate(vec![Ok(answer.clone())]);
+            let copies: Vec<_> = (0..10)
+                .map(|_| {
+                    let gate = Arc::clone(&gate);
+                    tokio::spawn(async move { gate.claim(nameless()).await.unwrap() })
+                })
+                .collect();
+            in_flight(&store, 1).await;
+            store.go.notify_one();
+            let mut answers = Vec::new();
+            for copy in copies {
+                answers.push(copy.await.unwrap());
+            }
+            assert_eq!(answers.remove(0), answer);
+            assert!(answers.iter().all(|copy| *copy == Accepted::Replay { first: replay_of }), "{answers:?}");
+            assert_eq!(*store.accepts.lock().unwrap(), 1);
+        }
     }
 
     /// After a restart a duplicate used to be remembered as if it were the first: with its own body, so that the next

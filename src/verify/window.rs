@@ -69,9 +69,9 @@ fn digits(text: &str, digits_max: usize) -> Option<i64> {
 }
 
 fn rfc3339(text: &str) -> Option<Timestamp> {
-    // The library also reads spaces, lower case and bracketed zone names.
+    // The library also reads spaces, lower case, bracketed zone names, and dates without hyphens.
     let allowed = |byte: u8| byte.is_ascii_digit() || b"-:.+TZ".contains(&byte);
-    if text.as_bytes().get(10) != Some(&b'T') || text.len() > 40 || !text.bytes().all(allowed) {
+    if text.as_bytes().get(10) != Some(&b'T') || !text.bytes().all(allowed) {
         return None;
     }
     let with_offset = || text.parse::<Timestamp>().ok();
@@ -119,6 +119,8 @@ mod tests {
         for malformed in [
             "2026-04-22",
             "2026-04-22 15:30:00Z",
+            "20260422T153000Z",
+            "+002026-04-22T15:30:00Z",
             "2026-04-22t15:30:00z",
             "2026-04-22T15:30:00[Europe/Paris]",
             "2026-13-22T15:30:00Z",
