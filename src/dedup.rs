@@ -73,4 +73,14 @@ mod tests {
         assert_ne!(key(b"id", "a", b"b"), key(b"guard", "a", b"b"));
         assert_eq!(key(b"id", "a", b"b"), key(b"id", "a", b"b"));
     }
+
+    #[test]
+    fn copies_are_told_by_their_id_or_else_by_their_bytes() {
+        let (id, guard) = (Some(key(b"id", "a", b"b")), Some(key(b"guard", "a", b"b")));
+        for (keys, first) in
+            [(Keys { id, guard }, id), (Keys { id: None, guard }, guard), (Keys::default(), None)]
+        {
+            assert_eq!(keys.first(), first);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use countersign::forward::Progress;
 use countersign::metrics::Metrics;
-use countersign::store::sqlite::{OpenError, Options, Sqlite, open};
+use countersign::store::sqlite::{OpenError, Options, Sqlite, in_use, open};
 use countersign::store::{Accepted, Depth, Lease, Outlet, Slot, Store, StoreError};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -69,10 +69,12 @@ async fn a_second_process_is_refused_by_name() {
     let first = engine.open_now(Arc::new(Lanes::default())).unwrap();
     let error = engine.refused();
     assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
-    let text = chain(&error);
-    assert!(text.contains(directory(&engine.root).to_str().unwrap()), "{text}");
-    assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    for text in [chain(&error), chain(&in_use(&directory(&engine.root)).unwrap())] {
+        assert!(text.contains(directory(&engine.root).to_str().unwrap()), "{text}");
+        assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    }
     first.close().await;
+    assert!(in_use(&directory(&engine.root)).is_none());
     engine.open_now(Arc::new(Lanes::default())).unwrap().close().await;
 }
 
@@ -282,6 +284,25 @@ async fn a_full_queue_refuses_and_what_was_queued_is_stored() {
     gate.0.store(false, Ordering::Release);
     store.close().await;
     assert_eq!(store.depths()[0].1.pending, 5_000 - refused);
+}
+
+/// Bodies of any size share a commit, but not more of them than can be written while their senders wait.
+#[tokio::test]
+async fn large_bodies_do_not_wait_for_one_commit_together() {
+    let gate = Arc::new(Gate(AtomicBool::new(true)));
+    let engine = Embedded::new();
+    let store = engine.open_now(Arc::clone(&gate) as _).unwrap();
+    assert!(store.bytes() > 0);
+    let body = Bytes::from(vec![b'x'; 8 << 20]);
+    let large = Draft { id: None, body, ..draft("") };
+    let mut queued: FuturesUnordered<_> = (0..6).map(|_| store.accept(large.clone().arrival())).collect();
+    assert!(poll_fn(|context| Poll::Ready(queued.poll_next_unpin(context))).await.is_pending());
+    gate.0.store(false, Ordering::Release);
+    while let Some(answer) = queued.next().await {
+        assert_eq!(answer, Ok(Accepted::Stored));
+    }
+    assert!(engine.metrics.store_commit_duration.get_sample_count() >= 3);
+    store.close().await;
 }
 
 /// An fsync that hangs had hung the drain with it, until somebody killed the process.

@@ -235,6 +235,28 @@ mod tests {
     use crate::store::sqlite::schema;
     use crate::store::sqlite::writer::tests::NoLanes;
 
+    /// A candidate that was taken or settled between the search and the lease is no damage.
+    #[test]
+    fn what_was_taken_meanwhile_is_nobodys_fault() {
+        let root = tempfile::tempdir().unwrap();
+        let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        connection
+            .execute(
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'in_flight', 7, 1, 7, 0, NULL, NULL)",
+                [],
+            )
+            .unwrap();
+        let transaction = connection.transaction().unwrap();
+        for found in [Found::Damaged(String::new()), Found::Unreadable(String::new())] {
+            let candidate = Candidate { id: Id::from_bytes([0; 16]), due_at: 7, found };
+            let now = from_milliseconds(1_000);
+            let lease = Lease { destination: "a".into(), candidates: vec![candidate], now };
+            let mut effects = Effects::new(&NoLanes);
+            assert!(lease.apply(&transaction, &mut effects).unwrap().is_empty());
+            assert_eq!((effects.corrupt.len(), effects.index_damaged), (0, false));
+        }
+    }
+
     /// One unreadable sector had failed each lease of its lane, for good.
     #[test]
     fn what_the_disk_does_not_give_away_is_tried_again_later() {

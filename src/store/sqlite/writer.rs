@@ -295,6 +295,10 @@ pub(super) mod tests {
 
         const ADDS: bool = ADDS;
 
+        fn bytes(&self) -> usize {
+            if ADDS { BYTES_MAX / 2 } else { 0 }
+        }
+
         fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<usize> {
             assert_ne!(self.0, "panic");
             match self.0.strip_prefix("READ ") {
@@ -360,6 +364,23 @@ pub(super) mod tests {
         assert_eq!(process(&mut writer, &[(SMALL, true); 10]), vec![Ok(1); 10]);
         assert_eq!(metered(&writer), 10);
         assert_eq!(writer.metrics.store_commit_duration.get_sample_count(), 1);
+    }
+
+    #[test]
+    fn what_is_queued_is_committed_in_batches_of_bounded_size() {
+        let commits = |jobs: &mut dyn Iterator<Item = Box<dyn Queued>>| {
+            let root = tempfile::tempdir().unwrap();
+            let mut writer = writer(&root);
+            let (queue, receiver) = mpsc::channel(2 * WORK_MAX);
+            writer.queue = receiver;
+            jobs.for_each(|job| assert!(queue.try_send(job).is_ok()));
+            drop(queue);
+            let metrics = writer.metrics.clone();
+            writer.run();
+            metrics.store_commit_duration.get_sample_count()
+        };
+        assert_eq!(commits(&mut (0..2 * WORK_MAX).map(|_| job(Sql::<false>(SMALL)).0)), 2);
+        assert_eq!(commits(&mut (0..10).map(|_| job(Sql::<true>(SMALL)).0)), 5);
     }
 
     #[test]
