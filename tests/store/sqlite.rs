@@ -158,6 +158,28 @@ async fn a_flipped_bit_sets_one_delivery_aside_and_no_other() {
     assert_eq!(bench.depth("a").dead, 2);
 }
 
+/// The provider may send again what was lost, and must not have anything done again that was delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_frees_the_id_of_what_is_lost_and_of_nothing_else() {
+    let engine = Embedded::new();
+    let root = Arc::clone(&engine.root);
+    let mut bench = Bench::new(Box::new(engine)).await;
+    let delivered = Draft { body: Bytes::from_static(b"a delivered body"), ..draft("1") };
+    let lost = Draft { body: Bytes::from_static(b"a lost body"), ..draft("2") };
+    let first = bench.stored(delivered.clone()).await;
+    let lease = bench.leased_one("a", at(0)).await;
+    bench.settle(&lease, Progress::Delivered, at(0)).await;
+    bench.stored(lost.clone()).await;
+    bench.store.close().await;
+    flip(&database(&root), b"", b"delivered body", 1);
+    flip(&database(&root), b"", b"lost body", 1);
+    bench.restart().await;
+
+    let again = bench.store.accept(delivered.arrival()).await.unwrap();
+    assert_eq!(again, Accepted::Duplicate { first, conflict: false });
+    bench.stored(lost).await;
+}
+
 /// Flips a bit of what stands between `before` and the rest of `pattern`, of which there is one.
 fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
     let mut bytes = std::fs::read(file).unwrap();

@@ -142,3 +142,45 @@ fn remove(transaction: &Transaction<'_>, id: Id) -> rusqlite::Result<Option<i64>
         transaction.prepare_cached("DELETE FROM delivery WHERE id = ?1 RETURNING length(body)")?;
     delete.query_row([id], |row| row.get(0)).optional()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::from_milliseconds;
+    use crate::store::sqlite::schema;
+    use crate::store::sqlite::writer::tests::NoLanes;
+
+    /// What each step removes of `count` deliveries with bodies of so many bytes.
+    fn steps(count: i64, bytes: i64, forwards: i64) -> Vec<u64> {
+        let root = tempfile::tempdir().unwrap();
+        let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        let transaction = connection.transaction().unwrap();
+        for n in 0..count {
+            let id = Id::from_bytes(u128::try_from(n).unwrap().to_be_bytes());
+            let delivery = "INSERT INTO delivery VALUES
+                (?1, 's', NULL, NULL, ?2, 'x', 'x', 'x', 1, 'x', NULL, NULL, ?4, x'', x'', zeroblob(?3))";
+            transaction.execute(delivery, params![id.as_bytes(), n, bytes, forwards]).unwrap();
+            let forward =
+                "INSERT INTO forward SELECT ?1, 'a', 'delivered', ?2, 1, ?2, 0, ?2, NULL WHERE ?3 > 0";
+            transaction.execute(forward, params![id.as_bytes(), n, forwards]).unwrap();
+        }
+        let begin = if forwards > 0 { Stage::Settled(None) } else { Stage::Unrouted };
+        let (mut stage, mut removed) = (Some(begin), Vec::new());
+        while let Some(next @ (Stage::Settled(_) | Stage::Unrouted)) = stage {
+            let now = from_milliseconds(1_000_000);
+            let sweep = Sweep { now, before: now, stage: next };
+            let (swept, after) = sweep.apply(&transaction, &mut Effects::new(&NoLanes)).unwrap();
+            removed.extend((swept.deliveries > 0).then_some(swept.deliveries));
+            stage = after;
+        }
+        removed
+    }
+
+    #[test]
+    fn a_step_is_bounded_in_rows_and_bytes() {
+        for forwards in [0, 1] {
+            assert_eq!(steps(ROWS_MAX + 1, 1, forwards), [ROWS_MAX.unsigned_abs(), 1]);
+            assert_eq!(steps(5, BYTES_MAX / 2, forwards), [2, 2, 1]);
+        }
+    }
+}
