@@ -213,6 +213,8 @@ mod tests {
         check("3\r\nabc\r\n0\r\n\r\n");
         check("00A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n");
         check("3;x\r\nabc\r\n0;y=z;q=\"a;\\\"b\" ; r = s\r\n\r\n");
+        let trailers = format!("a: {}\r\n", "b".repeat(100)).repeat(70);
+        check(&format!("0\r\n{trailers}\r\n"));
         check("3\r\n\r\na\r\n0\r\nTrailer: x\r\nEmpty:\r\n\r\n");
         assert_eq!(followed(Framing::chunked, b"3\r\nab"), Some((5, false)));
     }
@@ -222,6 +224,7 @@ mod tests {
         let long = format!("1;{}\r\n", "x".repeat(300));
         let trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(101));
         let trailer = format!("0\r\na: {}\r\n\r\n", "b".repeat(9_000));
+        let together = format!("0\r\n{}\r\n", format!("a: {}\r\n", "b".repeat(100)).repeat(90));
         for body in [
             "\r\n",
             "x\r\n",
@@ -252,6 +255,7 @@ mod tests {
             &long,
             &trailers,
             &trailer,
+            &together,
         ] {
             assert_eq!(followed(Framing::chunked, body.as_bytes()), None, "{body:?}");
         }
