@@ -213,8 +213,10 @@ mod tests {
         check("3\r\nabc\r\n0\r\n\r\n");
         check("00A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n");
         check("3;x\r\nabc\r\n0;y=z;q=\"a;\\\"b\" ; r = s\r\n\r\n");
-        let trailers = format!("a: {}\r\n", "b".repeat(100)).repeat(70);
-        check(&format!("0\r\n{trailers}\r\n"));
+        let long = format!("a: {}\r\n", "b".repeat(100)).repeat(70);
+        for trailers in [&"a: b\r\n".repeat(100), &long] {
+            check(&format!("0\r\n{trailers}\r\n"));
+        }
         check("3\r\n\r\na\r\n0\r\nTrailer: x\r\nEmpty:\r\n\r\n");
         assert_eq!(followed(Framing::chunked, b"3\r\nab"), Some((5, false)));
     }
