@@ -348,7 +348,7 @@ mod tests {
         for (answer, replay_of) in
             [(Accepted::Stored, nameless().verified.delivery().id), (Accepted::Replay { first }, first)]
         {
-            let (store, gate) = gate(vec![Ok(answer.clone())]);
+            let (store, gate) = gate(vec![Ok(answer)]);
             let copies: Vec<_> = (0..10)
                 .map(|_| {
                     let gate = Arc::clone(&gate);
