@@ -229,9 +229,9 @@ mod tests {
         let held: Vec<_> = (0..60).map(|_| budget.reserve(Some(1 << 20), 1 << 20).unwrap()).collect();
         assert!(budget.reserve(Some(2), 1 << 20).is_ok());
         drop(held);
-        let (length, body_max) = (700_000, 1 << 20);
+        let (length, body_max) = (200_000, 1 << 20);
         let reservation = budget.reserve(Some(length as u64), body_max).unwrap();
-        let mut pieces = chunks(&[300_000, 300_000, 100_000]);
+        let mut pieces = chunks(&[90_000, 90_000, 20_000]);
         let (body, reservation) =
             read(&mut pieces, body_max, Duration::from_secs(30), reservation).await.unwrap();
         assert_eq!((body.len(), reservation.bytes()), (length, length));
