@@ -371,7 +371,7 @@ pub(super) mod tests {
         let commits = |jobs: &mut dyn Iterator<Item = Box<dyn Queued>>| {
             let root = tempfile::tempdir().unwrap();
             let mut writer = writer(&root);
-            let (queue, receiver) = mpsc::channel(2 * WORK_MAX);
+            let (queue, receiver) = mpsc::channel(3 * WORK_MAX);
             writer.queue = receiver;
             jobs.for_each(|job| assert!(queue.try_send(job).is_ok()));
             drop(queue);
@@ -379,7 +379,7 @@ pub(super) mod tests {
             writer.run();
             metrics.store_commit_duration.get_sample_count()
         };
-        assert_eq!(commits(&mut (0..2 * WORK_MAX).map(|_| job(Sql::<false>(SMALL)).0)), 2);
+        assert_eq!(commits(&mut (0..2 * WORK_MAX + 2).map(|_| job(Sql::<false>(SMALL)).0)), 3);
         assert_eq!(commits(&mut (0..10).map(|_| job(Sql::<true>(SMALL)).0)), 5);
     }
 
@@ -399,6 +399,19 @@ pub(super) mod tests {
 
         limit(&writer, pages + 10_000);
         assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)], "it passes by itself");
+    }
+
+    #[test]
+    fn what_finds_no_room_though_the_log_was_copied_is_refused_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let pages: i64 = writer.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        writer.connection.pragma_update_and_check(None, "max_page_count", pages + 10, |_| Ok(())).unwrap();
+        assert_eq!(process(&mut writer, &[(GROW, false)]), [Err(StoreError::DiskFull)]);
+        assert!(writer.log_restarted);
+        let answers = process(&mut writer, &[(SMALL, false), (GROW, false), (SMALL, false)]);
+        assert_eq!(answers, [Ok(1), Err(StoreError::DiskFull), Ok(1)]);
+        assert_eq!((metered(&writer), writer.health.latched()), (2, None));
     }
 
     #[test]
@@ -443,7 +456,11 @@ pub(super) mod tests {
     fn the_log_is_copied_before_it_grows_without_end() {
         let root = tempfile::tempdir().unwrap();
         let mut writer = writer(&root);
-        for _ in 0..40 {
+        let database = || root.path().join("countersign.db").metadata().unwrap().len();
+        let before = database();
+        assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)]);
+        assert_eq!(database(), before, "not with each commit");
+        for _ in 0..39 {
             assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)]);
         }
         let log = root.path().join("countersign.db-wal").metadata().unwrap().len();
