@@ -88,7 +88,7 @@ fn a_flood_of_forged_requests_costs_honest_senders_nothing() {
     // The id and the bytes of each honest delivery, and of no other.
     let remembered = gateway.metric("countersign_dedup_cache_entries").unwrap();
     assert!(remembered <= 2.0 * (times.len() + 1) as f64, "{remembered} ids");
-    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+    assert!(p99 < Duration::from_secs(3), "{p99:?}");
     assert!(grown < 32, "{grown} MiB");
     gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
     assert_eq!(backend.got().len(), times.len() + 1);
