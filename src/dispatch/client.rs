@@ -11,6 +11,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -122,9 +123,11 @@ impl Endpoint {
         connect_limit: Duration,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + limit;
-        let (response, link) = timeout_at(deadline, self.send(request, connect_limit))
-            .await
-            .map_err(|_| Failure::Timeout { limit, status: None })??;
+        // Pinned here: as arguments, futures take their place once more in each one that they are handed to, and thousands
+        // of these wait at the same time.
+        let sending = pin!(self.send(request, connect_limit));
+        let (response, link) =
+            timeout_at(deadline, sending).await.map_err(|_| Failure::Timeout { limit, status: None })??;
         let (head, body) = response.into_parts();
         let status = head.status;
         if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -172,7 +175,8 @@ impl Endpoint {
                 Err(error) => return Err(Failure::Head(error)),
             }
         }
-        let mut link = timeout(connect_limit, self.connect(connect_limit))
+        // In memory of its own, which the long wait for the answer does not hold on to.
+        let mut link = timeout(connect_limit, Box::pin(self.connect(connect_limit)))
             .await
             .map_err(|_| Failure::ConnectTimeout(connect_limit))??;
         let response = link.send(request).await.map_err(Failure::Head)?;

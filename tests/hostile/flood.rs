@@ -72,9 +72,12 @@ fn a_flood_of_forged_requests_costs_honest_senders_nothing() {
             let body = format!("honest {n}");
             let post = Post::signed("github", "/webhooks/github", &format!("h-{n}"), "push", body.as_bytes());
             let sent = Instant::now();
-            assert_eq!(post.send(gateway.listen).status, 200, "honest request {n}");
+            let answer = post.send(gateway.listen);
+            assert_eq!(answer.status, 200, "honest request {n}: {answer:?} {}", gateway.log());
             times.push(sent.elapsed());
             n += 1;
+            // What honest senders cost is not what is measured.
+            thread::sleep(Duration::from_millis(10));
         }
         for flooder in flooders {
             assert_eq!(flooder.join().unwrap(), each);

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -279,6 +280,8 @@ fn a_flood_of_malformed_requests_costs_honest_senders_nothing() {
                 assert_eq!(post.send(to).status, 200);
                 times.push(began.elapsed());
                 sent += 1;
+                // What honest senders cost is not what is measured.
+                thread::sleep(Duration::from_millis(20));
             }
             times.sort_unstable();
             (sent, times[times.len() * 99 / 100])
