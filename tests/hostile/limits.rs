@@ -219,7 +219,7 @@ fn a_crowd_of_slow_senders_costs_little_and_is_gone_in_time() {
         "{held} slow connections, {each} bytes more resident for each, honest at most {slowest:?}, gone after {gone:?}"
     );
     assert!(each < 64 << 10);
-    assert!(slowest.as_secs() < 2);
+    assert!(slowest.as_secs() < 5);
     assert!(gone < Duration::from_secs(5 + 5));
     assert!(deliver(&gateway, "d-2"));
 }
