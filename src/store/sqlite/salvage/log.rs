@@ -238,6 +238,106 @@ fn checksum(big_endian: bool, (mut first, mut second): Sum, bytes: &[u8]) -> Sum
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::schema;
+
+    const FRAME: usize = FRAME_HEADER + PAGE_SIZE;
+    /// The pages that four transactions write, of two, four, three and one.
+    const PAGES: [u32; 10] = [1, 13, 1, 13, 14, 15, 1, 13, 14, 13];
+
+    /// The log of a database that was copied while it was open, after `change` has been made to the log; with the index
+    /// that tells what is in it, or without.
+    fn judged(with_index: bool, last: &str, change: impl FnOnce(&mut Vec<u8>)) -> Log {
+        let root = tempfile::tempdir().unwrap();
+        let (file, copy) = (root.path().join("countersign.db"), root.path().join("copy.db"));
+        let connection = schema::open_writer(&file).unwrap();
+        let sql = "CREATE TABLE x (b); INSERT INTO x VALUES (zeroblob(10000)); UPDATE x SET b = NULL;
+            UPDATE x SET b = 'a';";
+        connection.execute_batch(sql).unwrap();
+        connection.execute_batch(last).unwrap();
+        let mut log = std::fs::read(beside(&file, "-wal")).unwrap();
+        change(&mut log);
+        std::fs::write(beside(&copy, "-wal"), log).unwrap();
+        if with_index {
+            std::fs::copy(beside(&file, "-shm"), beside(&copy, "-shm")).unwrap();
+        }
+        Log::read(&copy).unwrap()
+    }
+
+    fn bad(log: &Log) -> Vec<usize> {
+        (0..log.frames.len()).filter(|frame| !log.frames[*frame].good).collect()
+    }
+
+    #[test]
+    fn a_sound_log_is_read_frame_by_frame() {
+        for with_index in [true, false] {
+            let mut last = Vec::new();
+            let log = judged(with_index, "", |bytes| last = bytes[bytes.len() - PAGE_SIZE..].to_vec());
+            assert_eq!(log.frames.iter().map(|frame| frame.page).collect::<Vec<_>>(), PAGES);
+            assert_eq!((log.damage(), log.copied, log.missing), (None, 0, 0));
+            assert_eq!(log.page(9).unwrap(), last);
+        }
+        assert_eq!(judged(true, "PRAGMA wal_checkpoint", |_| {}).copied, PAGES.len());
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_no_frame_but_its_own() {
+        let frame = HEADER + 3 * FRAME;
+        for (at, expected) in [
+            // The log's magic number, its own number, its salt and its checksum.
+            (0, vec![]),
+            (12, vec![]),
+            (17, vec![]),
+            (25, vec![]),
+            // A frame's page number, its size of the database, its salt, its checksum, its page.
+            (frame + 3, vec![3]),
+            (frame + 7, vec![3]),
+            (frame + 9, vec![]),
+            (frame + 17, vec![]),
+            (frame + FRAME_HEADER, vec![3]),
+            (frame + FRAME - 1, vec![3]),
+        ] {
+            for with_index in [true, false] {
+                let log = judged(with_index, "", |bytes| bytes[at] ^= 2);
+                assert_eq!((log.frames.len(), bad(&log)), (PAGES.len(), expected.clone()), "byte {at}");
+                let told = format!("10 committed frames {} are damaged and 0 cut off", expected.len());
+                assert!(log.damage().unwrap().contains(&told), "byte {at}: {:?}", log.damage());
+            }
+        }
+    }
+
+    #[test]
+    fn a_last_transaction_with_holes_is_damage_only_if_it_was_promised() {
+        let end = |frames: usize| HEADER + frames * FRAME;
+        // What is left of the log, what is damaged of that, what there is without an index, and the same with one.
+        for (length, damaged, torn, promised, missing) in [
+            (end(10), Some(end(9) + 99), 9, 10, 0),
+            (end(9) + FRAME - 1, None, 9, 10, 0),
+            (end(9) + FRAME_HEADER, None, 9, 10, 0),
+            (end(9) + FRAME_HEADER - 1, None, 9, 9, 1),
+            (end(9), Some(end(6) + 99), 6, 9, 1),
+            (end(8), None, 6, 8, 2),
+            (end(2), Some(end(0) + 99), 0, 2, 8),
+            (end(2), Some(25), 0, 2, 8),
+            (end(0), None, 0, 0, 10),
+            (end(0) - 1, None, 0, 0, 10),
+        ] {
+            let cut = |bytes: &mut Vec<u8>| {
+                bytes.truncate(length);
+                if let Some(at) = damaged {
+                    bytes[at] ^= 2;
+                }
+            };
+            let log = judged(false, "", cut);
+            assert_eq!(
+                (log.frames.len(), log.missing, log.damage()),
+                (torn, 0, None),
+                "{length} {damaged:?}"
+            );
+            let log = judged(true, "", cut);
+            assert_eq!((log.frames.len(), log.missing), (promised, missing), "{length} {damaged:?}");
+            assert!(log.damage().is_some(), "{length} {damaged:?}");
+        }
+    }
 
     /// A single bad sector had kept a store from being salvaged, for good.
     #[test]
