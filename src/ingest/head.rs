@@ -234,6 +234,13 @@ mod tests {
         check("https://x/{a}", &[], false);
         check("https://x/a", &[("y", &"z".repeat(195))], true);
         check("https://x/a", &[("y", &"z".repeat(196))], false);
+        let lines = |count: usize| {
+            let mut parts = parts("https://x/a", &vec![("y", "z"); count]);
+            parts.version = Version::HTTP_2;
+            super::check(&parts, 9_999)
+        };
+        assert_eq!(lines(wire::LINES_MAX), Ok(()));
+        assert_eq!(lines(wire::LINES_MAX + 1), Err(Rejection::HeadTooLarge));
     }
 
     #[test]
