@@ -166,7 +166,7 @@ impl Metrics {
             ),
             ingest_rejections_unlogged: c.counters(
                 "ingest_rejections_unlogged_total",
-                "Rejections that were not logged: one line a second tells of those with the same source and reason.",
+                "Rejections and refused connections that were not logged: one line a second tells of those with the same source and reason.",
                 &["source"],
             ),
             tls_certificate_not_after: c.gauges(

@@ -54,10 +54,21 @@ fn read(value: &Value<'_>, help: &str, context: &Context<'_>) -> Option<Vec<IpNe
     Some(networks.into_iter().flatten().collect())
 }
 
+/// Senders are compared as IPv4 where they are written as IPv4-mapped, so networks are, too.
 fn parse(text: &str) -> Result<IpNet, &'static str> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(address.into());
+        return Ok(address.to_canonical().into());
     }
     let network: IpNet = text.parse().map_err(|_| "it is neither an address nor a network")?;
-    if network.trunc() == network { Ok(network) } else { Err("bits are set beyond its prefix length") }
+    if network.trunc() != network {
+        return Err("bits are set beyond its prefix length");
+    }
+    match network.addr().to_canonical() {
+        IpAddr::V4(address) if network.addr().is_ipv6() => {
+            let prefix = network.prefix_len().checked_sub(96);
+            let mapped = prefix.and_then(|prefix| IpNet::new(address.into(), prefix).ok());
+            mapped.ok_or("it holds IPv4-mapped addresses and others")
+        }
+        _ => Ok(network),
+    }
 }

@@ -59,17 +59,28 @@ pub(super) enum TurnedAway {
     ProxyHeaderMalformed,
     /// It did not come in time.
     ProxyHeaderTooSlow,
+    /// The TLS handshake failed: no common version, a client certificate that is missing or not vouched for, no TLS at all.
+    TlsFailed,
+    /// It did not end in time.
+    TlsTooSlow,
 }
 
 impl TurnedAway {
-    pub(super) const ALL: [Self; 3] =
-        [Self::PerAddress, Self::ProxyHeaderMalformed, Self::ProxyHeaderTooSlow];
+    pub(super) const ALL: [Self; 5] = [
+        Self::PerAddress,
+        Self::ProxyHeaderMalformed,
+        Self::ProxyHeaderTooSlow,
+        Self::TlsFailed,
+        Self::TlsTooSlow,
+    ];
 
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::PerAddress => "per_address",
             Self::ProxyHeaderMalformed => "proxy_header_malformed",
             Self::ProxyHeaderTooSlow => "proxy_header_too_slow",
+            Self::TlsFailed => "tls_failed",
+            Self::TlsTooSlow => "tls_too_slow",
         }
     }
 }

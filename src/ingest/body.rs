@@ -1,7 +1,6 @@
 //! Reads a request's body within its bounds: the source's cap (also for chunked bodies: refused, never cut), a
 //! deadline with a minimum rate, and the budget of bytes that all requests together may hold.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +114,7 @@ where
         if reservation.declared == Some(data.len() as u64) {
             return Ok((data, reservation));
         }
-        came.add(&data, declared, most).map_err(|_| Rejection::Overloaded)?;
+        came.add(&data, declared, most);
     }
     Ok((came.freeze(), reservation))
 }
@@ -129,15 +128,19 @@ enum Came {
 
 impl Came {
     /// Adds what has come next of a body of so many bytes (0: undeclared), and never more than `most`.
-    fn add(&mut self, data: &[u8], declared: usize, most: usize) -> io::Result<()> {
+    fn add(&mut self, data: &[u8], declared: usize, most: usize) {
         match self {
             Self::Small(bytes) if declared.max(bytes.len() + data.len()) <= LARGE_BYTES => {
                 bytes.reserve_exact(declared.saturating_sub(bytes.len()));
                 bytes.extend_from_slice(data);
             }
             Self::Small(bytes) => {
-                let mut pages = Pages::new(if declared > 0 { declared } else { most })?;
                 let length = bytes.len() + data.len();
+                // A system that promises no more than it has may not promise so much for what may come.
+                let Ok(mut pages) = Pages::new(if declared > 0 { declared } else { most }) else {
+                    bytes.extend_from_slice(data);
+                    return;
+                };
                 pages.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
                 pages.bytes_mut()[bytes.len()..length].copy_from_slice(data);
                 *self = Self::Large(pages, length);
@@ -147,7 +150,6 @@ impl Came {
                 *length += data.len();
             }
         }
-        Ok(())
     }
 
     fn freeze(self) -> Bytes {
@@ -246,6 +248,15 @@ mod tests {
         let (body, _) =
             read(&mut Full::new(sent.clone()), 1_000, Duration::from_secs(30), reservation).await.unwrap();
         assert_eq!(body.as_ptr(), sent.as_ptr());
+    }
+
+    #[test]
+    fn where_there_is_no_room_for_all_that_may_come_there_is_for_what_has_come() {
+        let mut came = Came::Small(Vec::new());
+        for _ in 0..3 {
+            came.add(&[7; 200_000], 0, usize::MAX);
+        }
+        assert_eq!(came.freeze(), vec![7; 600_000]);
     }
 
     /// Reads a body of which a piece of this size comes each second for 20 s; its length, and how long it took.

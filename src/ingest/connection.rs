@@ -58,20 +58,25 @@ impl Shared {
             timeout(patience, stream.peek(&mut [0])).await.ok()?.ok()?;
             let (stream, seat) = self.attributed(stream, seat).await?;
             let Some(tls) = self.tls.load_full() else { return Some((Opened::Clear(stream), seat)) };
-            match timeout(patience, TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream)).await {
+            let why = match timeout(patience, TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream)).await
+            {
                 Ok(Ok(stream)) => match tls.proven(stream.get_ref().1) {
-                    Ok(certificate) => Some((Opened::Secure(Box::new(stream), certificate), seat)),
+                    Ok(certificate) => {
+                        return Some((Opened::Secure(Box::new(stream), certificate), seat));
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "client certificate cannot be read");
-                        None
+                        TurnedAway::TlsFailed
                     }
                 },
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "tls handshake failed");
-                    None
+                    TurnedAway::TlsFailed
                 }
-                Err(_) => None,
-            }
+                Err(_) => TurnedAway::TlsTooSlow,
+            };
+            self.ingest.turn_away(seat.peer, why);
+            None
         };
         let opened = tokio::select! {
             opened = opening => opened,

@@ -8,13 +8,16 @@ use std::str::FromStr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::Refusal;
 use crate::delivery::is_same_to_cgi;
 
 /// A document nested more deeply is not looked into: each level that is passed over takes a byte of memory.
 const DEPTH_MAX: usize = 256 << 10;
+/// Neither a key nor a value with escapes is read that is longer: without them it would be a copy, beside the body.
+const ESCAPED_BYTES_MAX: usize = 64 << 10;
 
 /// A place in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +89,7 @@ impl Pointer {
     /// The text or whole number there; `None` when the body is not JSON, or has nothing or something else there.
     /// Of a key that is there twice the last one counts, as it does for nearly every backend's parser.
     fn find<'b>(&self, body: &'b [u8]) -> Option<Cow<'b, str>> {
-        if body.len() > DEPTH_MAX && depth(body) > DEPTH_MAX {
+        if body.len() > ESCAPED_BYTES_MAX && !is_cheap(body) {
             return None;
         }
         let mut json = serde_json::Deserializer::from_slice(body);
@@ -96,23 +99,43 @@ impl Pointer {
     }
 }
 
-/// How deeply a JSON document is nested.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
+/// Whether reading a JSON document takes little memory: it is not nested too deeply, and no key has to be copied that is
+/// too long.
+fn is_cheap(json: &[u8]) -> bool {
+    let (mut depth, mut in_text, mut after_backslash) = (0usize, false, false);
+    // Of the text that is read, or was read last.
+    let (mut length, mut has_escapes) = (0, false);
     for byte in json {
         match (in_text, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_text = !in_text,
-            (false, b'[' | b'{') => {
-                depth += 1;
-                deepest = deepest.max(depth);
+            (true, b'"') if !after_backslash => in_text = false,
+            (true, _) => {
+                after_backslash = *byte == b'\\' && !after_backslash;
+                has_escapes |= after_backslash;
+                length += 1;
             }
+            (false, b'"') => (in_text, length, has_escapes) = (true, 0, false),
+            (false, b':') if has_escapes && length > ESCAPED_BYTES_MAX => return false,
+            (false, b'[' | b'{') if depth == DEPTH_MAX => return false,
+            (false, b'[' | b'{') => depth += 1,
             (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            _ => {}
+            (false, _) => {}
         }
     }
-    deepest
+    true
+}
+
+/// What a pointer is after: a text or a whole number. A text that is too long to be unescaped stays as it was written,
+/// which is longer than anything that could be made use of.
+fn text_of(json: &str) -> Option<Cow<'_, str>> {
+    let text = json.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    match text {
+        Some(text) if !text.contains('\\') || text.len() > ESCAPED_BYTES_MAX => Some(Cow::Borrowed(text)),
+        Some(_) => serde_json::from_str(json).ok().map(Cow::Owned),
+        None => {
+            let number: serde_json::Number = serde_json::from_str(json).ok()?;
+            (number.is_u64() || number.is_i64()).then(|| Cow::Owned(number.to_string()))
+        }
+    }
 }
 
 /// What is left of a pointer at some depth of the document.
@@ -122,6 +145,9 @@ impl<'de> DeserializeSeed<'de> for Step<'_> {
     type Value = Option<Cow<'de, str>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        if self.0.is_empty() {
+            return <&RawValue>::deserialize(deserializer).map(|raw| text_of(raw.get()));
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -166,20 +192,16 @@ impl<'de> Visitor<'de> for Step<'_> {
         Ok(found)
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then_some(Cow::Borrowed(text)))
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| Cow::Owned(text.to_owned())))
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| Cow::Owned(number.to_string())))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(self.0.is_empty().then(|| Cow::Owned(number.to_string())))
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
@@ -375,18 +397,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_without_end_is_not_looked_into() {
-        let nested = |json: &str, expected: usize| assert_eq!(depth(json.as_bytes()), expected, "{json}");
-        nested("", 0);
-        nested(r#"{"a":[1,[]],"b":{}}"#, 3);
-        nested(r#"["[[[",{"]\"]]":"\\"},[]]"#, 2);
-        nested("]]][[", 2);
-        let id = |levels: usize| {
-            let body = format!("{{\"n\":{}{},\"id\":\"1\"}}", "[".repeat(levels), "]".repeat(levels));
+    fn what_would_take_memory_is_not_looked_into() {
+        let id = |begin: &str, fill: &str, times: usize, end: &str| {
+            let body = format!("{begin}{}{end}", fill.repeat(times));
             check(&[], "/", body.as_bytes(), "json:/id").unwrap()
         };
-        assert_eq!(id(DEPTH_MAX - 1).as_deref(), Some("1"));
-        assert_eq!(id(DEPTH_MAX), None);
+        let nested =
+            |levels: usize| id("{\"id\":\"1\",\"n\":", "[", levels, &format!("{}}}", "]".repeat(levels)));
+        assert_eq!(nested(DEPTH_MAX - 1).as_deref(), Some("1"));
+        assert_eq!(nested(DEPTH_MAX), None);
+        let brackets = id("{\"n\":\"\\\"", "[", DEPTH_MAX, "\",\"id\":\"1\"}");
+        assert_eq!(brackets.as_deref(), Some("1"), "within a text");
+        let key = |escaped: &str, length: usize| {
+            id(&format!("{{\"id\":\"1\",\"{escaped}"), "k", length - escaped.len(), "\":1}")
+        };
+        assert_eq!(key("\\n", ESCAPED_BYTES_MAX).as_deref(), Some("1"));
+        assert_eq!(key("\\n", ESCAPED_BYTES_MAX + 1), None);
+        assert_eq!(key("n", ESCAPED_BYTES_MAX + 1).as_deref(), Some("1"));
+        let text =
+            |escaped: &str| id(&format!("{{\"id\":\"{escaped}"), "i", ESCAPED_BYTES_MAX, "\"}").unwrap();
+        assert!(text("\\n").starts_with("\\nii"), "as it was written");
+        assert!(text("i").starts_with("iii"));
+        let other = id("{\"id\":\"\\u0031\",\"text\":\"\\n", "x", DEPTH_MAX, "\"}");
+        assert_eq!(other.as_deref(), Some("1"), "what is passed over may be long");
     }
 
     #[test]

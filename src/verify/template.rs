@@ -137,7 +137,12 @@ impl Template {
             Token::Literal(_) | Token::Timestamp | Token::Id | Token::UrlWithoutQuery | Token::Method => {
                 false
             }
-            Token::Body => locator.needs_body(),
+            Token::Body => match locator {
+                // No document that is cut short at either end is another one.
+                Locator::Json(_) => true,
+                Locator::Form(_) => self.is_apart(token),
+                Locator::Header(_) | Locator::Query(_) => false,
+            },
             Token::Url | Token::PathAndQuery => matches!(locator, Locator::Query(_)) && self.is_apart(token),
             Token::Value(signed) => signed == locator && self.is_apart(token),
         })
@@ -284,6 +289,12 @@ mod tests {
             check(template, "header:x-id", false);
         }
         check("{url}{body}", "query:id", false);
+        check("{url}{body}", "form:id", false);
+        check("{timestamp}.{header:X-Nonce}{body}", "form:id", false);
+        check("{timestamp}.{header:X-Nonce}{body}", "json:/id", true);
+        // A time may have a dot.
+        check("{timestamp}.{body}", "form:id", false);
+        check("{timestamp}|{body}", "form:id", true);
         check("{path_query}.{body}", "query:id", false);
     }
 

@@ -23,11 +23,13 @@ fn said(bytes: &[u8]) -> Vec<String> {
 #[test]
 fn networks_from_a_file() {
     let directory = tempfile::tempdir().unwrap();
-    let text = "# GitHub's\n192.30.252.0/22\r\n\n  185.199.108.0/22  # hooks\n#2001:db8::/32\n2a0a:a440::/29\n192.0.2.7";
+    let text = "# GitHub's\n192.30.252.0/22\r\n\n  185.199.108.0/22  # hooks\n#2001:db8::/32\n2a0a:a440::/29\n192.0.2.7\n::ffff:10.0.0.0/104\n::ffff:192.0.2.8";
     std::fs::write(directory.path().join("ranges.txt"), text).unwrap();
     let config = parse_in(directory.path(), &source(FILE)).unwrap();
     let networks: Vec<_> = config.sources[0].allow_addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(networks, ["192.30.252.0/22", "185.199.108.0/22", "2a0a:a440::/29", "192.0.2.7/32"]);
+    let ipv4 = ["192.0.2.7/32", "10.0.0.0/8", "192.0.2.8/32"];
+    assert_eq!(networks[..3], ["192.30.252.0/22", "185.199.108.0/22", "2a0a:a440::/29"]);
+    assert_eq!(networks[3..], ipv4, "IPv4-mapped ones are IPv4, as senders are");
 }
 
 #[test]
@@ -35,11 +37,12 @@ fn a_file_that_cannot_be_used_is_an_error_at_its_line_and_shows_nothing_of_it() 
     let neither = "it is neither an address nor a network";
     assert_eq!(said(b"192.0.2.7\nexample.com\n"), [format!(":2: {neither}")]);
     assert_eq!(
-        said(b"# hooks\n\n10.0.0.1/8\n10.0.0.0/33\n10.0.0.0/8 10.1.0.0/8\n"),
+        said(b"# hooks\n\n10.0.0.1/8\n10.0.0.0/33\n10.0.0.0/8 10.1.0.0/8\n::ffff:0.0.0.0/90\n"),
         [
             ":3: bits are set beyond its prefix length".to_owned(),
             format!(":4: {neither}"),
-            format!(":5: {neither}")
+            format!(":5: {neither}"),
+            ":6: bits are set beyond its prefix length".to_owned(),
         ]
     );
     assert_eq!(said(b"\xff\xfe\n"), [format!(":1: {neither}")]);

@@ -66,6 +66,11 @@ fn a_large_body_costs_little_more_than_its_size() {
     let texts = filled("{\"id\":\"evt_4\",\"n\":[", "\"\\u00e9\\n\",", "0]}", json);
     let key = filled("{\"", "k", "\":1,\"id\":\"evt_5\"}", json);
     let id = filled("{\"id\":\"", "i", "\"}", json);
+    let (escaped_key, escaped_text, escaped_id) = (
+        filled("{\"\\n", "k", "\":1,\"id\":\"evt_6\"}", json),
+        filled("{\"type\":\"\\n", "t", "\",\"id\":\"evt_7\"}", json),
+        filled("{\"id\":\"\\n", "i", "\"}", json),
+    );
     let depth = filled("", "[", "", json);
     let github =
         |body: &[u8]| Post::signed("github", "/webhooks/github", &body.len().to_string(), "push", body);
@@ -77,6 +82,9 @@ fn a_large_body_costs_little_more_than_its_size() {
         ("of escaped texts", stripe(&texts), false, 200),
         ("with one long key", stripe(&key), false, 200),
         ("with an endless id", stripe(&id), false, 401),
+        ("with one long key with an escape", stripe(&escaped_key), false, 200),
+        ("with an endless type with an escape", stripe(&escaped_text), false, 200),
+        ("with an endless id with an escape", stripe(&escaped_id), false, 401),
         ("of opening brackets", stripe(&depth), false, 200),
     ];
     let mut forwarded = backend.eventually_got(24).len();

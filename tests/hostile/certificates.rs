@@ -186,6 +186,9 @@ fn a_listener_that_demands_certificates_talks_to_nobody_without() {
     let other = asking.client(Some(&ca.issue(&subject(&[(DnType::CommonName, "x")], None))));
     assert_eq!(asking.statuses(&other), [Some(403), Some(200)]);
     assert_eq!(asking.statuses(&asking.client(None)), [None; 2]);
+    let failed = "countersign_ingest_connections_refused_total{reason=\"tls_failed\"}";
+    asking.gateway.eventually_metric(failed, 2.0);
+    assert!(asking.gateway.log().contains("connection refused"), "an operator sees why nobody comes in");
 }
 
 /// A session may be resumed, and a connection may go on, long after its handshake.
