@@ -327,6 +327,12 @@ mod tests {
         let lines = |count: usize| format!("{line}{}\r\n", "a:\r\n".repeat(count - 1));
         assert!(matches!(judged(lines(LINES_MAX).as_bytes(), 9_999), Ok(Some(_))));
         assert_eq!(judged(lines(LINES_MAX + 1).as_bytes(), 9_999), Err(Rejection::HeadTooLarge));
+        let targeted = |bytes: usize| {
+            let path = "a".repeat(bytes - "POST / HTTP/1.1\r\n".len());
+            judged(format!("POST /{path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(), 200)
+        };
+        assert!(matches!(targeted(REQUEST_LINE_BYTES_MAX), Ok(Some(_))));
+        assert_eq!(targeted(REQUEST_LINE_BYTES_MAX + 1), Err(Rejection::TargetTooLong));
         let endless = format!("POST /{}", "a".repeat(REQUEST_LINE_BYTES_MAX));
         assert_eq!(judged(endless.as_bytes(), 200), Err(Rejection::TargetTooLong));
         assert_eq!(judged(b"\x16\x03\x01", 200), Err(Rejection::MalformedHead));
