@@ -283,8 +283,9 @@ mod tests {
     fn a_flipped_bit_costs_no_frame_but_its_own() {
         let frame = HEADER + 3 * FRAME;
         for (at, expected) in [
-            // The log's magic number, its own number, its salt and its checksum.
+            // The log's magic number, page size, number, salt and checksum.
             (0, vec![]),
+            (11, vec![]),
             (12, vec![]),
             (17, vec![]),
             (25, vec![]),
