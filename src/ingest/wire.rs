@@ -43,8 +43,7 @@ impl Head {
             if self.fields_at == 0 {
                 // Anything but HTTP, as a TLS handshake, shows at once, even if no line ever ends.
                 let first = bytes.get(self.line_at);
-                if first.is_some_and(|first| !is_token_byte(*first) && (*first != b'\r' || self.line_at > 0))
-                {
+                if first.is_some_and(|first| !is_token_byte(*first) && *first != b'\r') {
                     return Err(Rejection::MalformedHead);
                 }
                 if next > REQUEST_LINE_BYTES_MAX {
