@@ -62,12 +62,15 @@ pub(crate) struct Workload {
     pub(crate) connections: usize,
     pub(crate) body_bytes: usize,
     pub(crate) seconds: f64,
-    /// Requests a second that a closed loop has deliveries for.
+    /// Requests a second that a closed loop has deliveries for; 0 when it is to send a number of them, and all count.
     pub(crate) rate_max: f64,
 }
 
 impl Workload {
-    pub(crate) const WARM_UP: Duration = Duration::from_millis(400);
+    fn warm_up(&self) -> Duration {
+        let is_number = self.pace == Pace::Closed && self.rate_max == 0.0;
+        if is_number { Duration::ZERO } else { Duration::from_millis(400) }
+    }
 
     pub(crate) fn window(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
@@ -79,7 +82,7 @@ impl Workload {
             Pace::Closed => self.rate_max,
             Pace::Open(rate) => rate as f64,
         };
-        let count = rate * (Self::WARM_UP + self.window()).as_secs_f64();
+        let count = rate * (self.warm_up() + self.window()).as_secs_f64();
         Deliveries::sign(count as usize + 1, self.body_bytes, sources)
     }
 }
@@ -164,7 +167,7 @@ impl Place {
             connections: workload.connections,
             deliveries,
             pace: workload.pace,
-            warm_up: Workload::WARM_UP,
+            warm_up: workload.warm_up(),
             window: workload.window(),
         };
         let before = (server.usage(), server.commits());
