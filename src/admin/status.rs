@@ -69,7 +69,7 @@ pub struct SourceStatus {
 pub struct DestinationStatus {
     /// Its name.
     pub name: String,
-    /// Where it is.
+    /// Where it is, without a query.
     pub url: String,
     /// The lane's state.
     pub state: String,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 
 use super::Parts;
 use crate::admin::{
@@ -66,7 +66,7 @@ impl Gateway for Parts {
             let lane = lanes.iter().find(|lane| lane.destination == destination.name);
             DestinationStatus {
                 name: destination.name.to_string(),
-                url: destination.url.to_string(),
+                url: shown(&destination.url),
                 state: lane.map_or("none", |lane| lane.state.label()).to_owned(),
                 running: lane.map_or(0, |lane| lane.running),
                 pending: depth.pending,
@@ -121,4 +121,10 @@ impl Parts {
             self.metrics.forward_oldest_age.with_label_values(&[name]).set(age);
         }
     }
+}
+
+/// A destination's URL without its query, where some backends want their token.
+fn shown(url: &Uri) -> String {
+    let url = url.to_string();
+    url.split_once('?').map_or(url.clone(), |(before, _)| format!("{before}?…"))
 }

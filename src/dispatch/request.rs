@@ -118,6 +118,10 @@ pub(super) fn build(
         headers.insert(name, value.clone());
     }
     headers.remove(CONTENT_LENGTH);
+    if delivery.body.is_empty() {
+        // hyper would not tell the length of nothing, and some servers answer 411 then (RFC 9110 §8.6).
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    }
 
     let mut request = Request::new(Full::new(delivery.body.clone()));
     *request.method_mut() = delivery.method.clone();
@@ -394,6 +398,14 @@ mod tests {
             check(scheme, true, false);
             check(scheme, false, false);
         }
+    }
+
+    #[test]
+    fn the_length_of_nothing_is_told() {
+        let mut lease = lease(&[]);
+        assert_eq!(header(&built(&lease), "content-length"), None, "hyper's to tell");
+        Arc::make_mut(&mut lease.delivery).body = Bytes::new();
+        assert_eq!(header(&built(&lease), "content-length"), Some("0"));
     }
 
     #[test]

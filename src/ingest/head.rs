@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::header::{self, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use ipnet::IpNet;
 
@@ -42,7 +42,7 @@ pub(super) fn check(head: &Parts, header_bytes_max: usize) -> Result<(), Rejecti
     if head.version == Version::HTTP_2 { check_http2(head, header_bytes_max) } else { Ok(()) }
 }
 
-/// One authority, an origin-form target, one length at most. That names and values are well-formed, and nothing of
+/// One authority, an origin-form target, one length at most, no blanks around values (RFC 9113 §8.2.1). That names and values are well-formed, and nothing of
 /// HTTP/1's framing is there, is hyper's to judge.
 fn check_http2(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
     // As HTTP/1 would have it: a colon, a space and a line's end.
@@ -53,7 +53,10 @@ fn check_http2(head: &Parts, header_bytes_max: usize) -> Result<(), Rejection> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next().map(HeaderValue::as_bytes);
     let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let has_blanks = |value: &HeaderValue| value.as_bytes() != value.as_bytes().trim_ascii();
     let well_formed = hosts.next().is_none()
+        && head.uri.scheme().is_none_or(|scheme| *scheme == Scheme::HTTPS || *scheme == Scheme::HTTP)
+        && !head.headers.values().any(has_blanks)
         && authority.or(host).is_some_and(wire::is_authority)
         && host.is_none_or(|host| authority.is_none_or(|authority| host == authority))
         && head.uri.path_and_query().is_some_and(|target| wire::is_origin_form(target.as_str().as_bytes()))
@@ -99,19 +102,23 @@ pub(super) fn sender(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> Ip
     if !is_trusted(peer, trusted) {
         return peer;
     }
-    let told = |name: &HeaderName, read: fn(&str) -> Option<IpAddr>| {
-        headers.contains_key(name).then(|| nearest(list(headers, name).map(|hop| read(hop?)), peer, trusted))
-    };
-    match (told(&header::FORWARDED, forwarded_for), told(&X_FORWARDED_FOR, address)) {
+    let one = headers.contains_key(header::FORWARDED).then(|| {
+        nearest(forwarded(headers).map(|element| address(parameter(element?, "for")?)), peer, trusted)
+    });
+    let other = headers
+        .contains_key(X_FORWARDED_FOR)
+        .then(|| nearest(list(headers, &X_FORWARDED_FOR).rev().map(|hop| address(hop?)), peer, trusted));
+    match (one, other) {
         (Some(one), Some(other)) if one != other => peer,
         (Some(sender), _) | (None, Some(sender)) => sender,
         (None, None) => peer,
     }
 }
 
-fn nearest(hops: impl DoubleEndedIterator<Item = Option<IpAddr>>, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+/// Of hops, the last one first.
+fn nearest(hops: impl Iterator<Item = Option<IpAddr>>, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let mut nearest = peer;
-    for hop in hops.rev() {
+    for hop in hops {
         // What cannot be read was not written by a proxy of ours: the hop before it is the last that is known.
         let Some(hop) = hop else { break };
         nearest = hop;
@@ -129,11 +136,10 @@ pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
 
 /// The scheme that the sender used: the connection's, or what a trusted proxy nearest to us says.
 fn proto(headers: &HeaderMap, peer: &Peer, trusted: &[IpNet]) -> HeaderValue {
-    let nearest = |name: HeaderName| list(headers, &name).next_back().flatten();
     let told = || {
-        nearest(header::FORWARDED)
-            .and_then(|element| parameter(element, "proto"))
-            .or_else(|| nearest(X_FORWARDED_PROTO))
+        let element = forwarded(headers).next().flatten();
+        let listed = || list(headers, &X_FORWARDED_PROTO).next_back().flatten();
+        element.and_then(|element| parameter(element, "proto")).or_else(listed)
     };
     let told = if is_trusted(peer.address, trusted) { told() } else { None };
     let is_https = match told.map(str::to_ascii_lowercase).as_deref() {
@@ -183,16 +189,64 @@ fn list<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl DoubleEndedIterat
     elements.map(|element| std::str::from_utf8(element).ok().map(str::trim))
 }
 
-/// RFC 7239: `for=192.0.2.60;proto=http`, an IPv6 address quoted and in brackets, either with a port.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    address(parameter(element, "for")?)
+/// The elements of `Forwarded` (RFC 7239 §4), the last one first; `None` for one that is not text. They are told apart from
+/// the right: what a proxy appended is well-formed, also where it quotes what a stranger chose, as the host, and nothing
+/// to the left of it can change where it begins.
+fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Option<&str>> {
+    let lines = headers.get_all(header::FORWARDED).iter().rev();
+    let elements = lines.flat_map(|line| {
+        let mut rest = Some(line.as_bytes());
+        std::iter::from_fn(move || {
+            let (before, last) = split_last(rest?);
+            rest = before;
+            Some(last)
+        })
+    });
+    elements.map(|element| std::str::from_utf8(element).ok().map(str::trim))
 }
 
+/// What stands before the last comma that is not within quotes, and what stands after it.
+fn split_last(line: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let is_escaped = |at: usize| line[..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+    let mut quoted = false;
+    for (at, byte) in line.iter().enumerate().rev() {
+        match byte {
+            b'"' if !quoted || !is_escaped(at) => quoted = !quoted,
+            b',' if !quoted => return (Some(&line[..at]), &line[at + 1..]),
+            _ => {}
+        }
+    }
+    (None, line)
+}
+
+/// A parameter of an element of `Forwarded`, without its quotes: `for=192.0.2.60;proto=http`, an IPv6 address quoted and in
+/// brackets. `None` also when the element is malformed, or has it twice.
 fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
-    element.split(';').find_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim().trim_matches('"'))
-    })
+    let mut found = None;
+    let mut rest = element;
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once('=')?;
+        let (value, after) = match after.strip_prefix('"') {
+            Some(text) => {
+                let mut escaped = false;
+                let end = text.bytes().position(|byte| {
+                    let ends = byte == b'"' && !escaped;
+                    escaped = byte == b'\\' && !escaped;
+                    ends
+                })?;
+                (&text[..end], &text[end + 1..])
+            }
+            None => after.split_at(after.find(';').unwrap_or(after.len())),
+        };
+        if !wire::is_token(name.as_bytes()) || !(after.is_empty() || after.starts_with(';')) {
+            return None;
+        }
+        if name.eq_ignore_ascii_case(wanted) && found.replace(value).is_some() {
+            return None;
+        }
+        rest = after.trim_start_matches([';', ' ']);
+    }
+    found
 }
 
 fn address(text: &str) -> Option<IpAddr> {
@@ -232,6 +286,9 @@ mod tests {
         check("https://u@x/a", &[], false);
         check("https://x/a", &[("content-length", "1"), ("content-length", "1")], false);
         check("https://x/{a}", &[], false);
+        check("ftp://x/a", &[], false);
+        check("https://x/a", &[("y", " z")], false);
+        check("https://x/a", &[("y", "z\t")], false);
         check("https://x/a", &[("y", &"z".repeat(195))], true);
         check("https://x/a", &[("y", &"z".repeat(196))], false);
         let lines = |count: usize| {
@@ -285,6 +342,31 @@ mod tests {
             check("10.0.0.1", &[("forwarded", &format!("{element}, for=10.0.0.2"))], "10.0.0.2");
         }
         check("10.0.0.1", &[("forwarded", "by=10.0.0.1;proto=https")], "10.0.0.1");
+        // A proxy that tells the host quotes what the sender chose to call it.
+        for told in [
+            "for=203.0.113.1;proto=http;host=\"a,for=192.0.2.1\"",
+            "host=\"a,for=192.0.2.1\";for=203.0.113.1",
+            "host=\"a;for=192.0.2.1;x=\";for=203.0.113.1",
+            "for=203.0.113.1; host=\"a\\\",for=192.0.2.1\"",
+            "for=203.0.113.1;host=\"a\\\\\"",
+            "For=\"203.0.113.1\";host=\"\"",
+        ] {
+            for before in ["", "for=192.0.2.1,", "\",", "x=\"\\,", "\\,"] {
+                check("10.0.0.1", &[("forwarded", &format!("{before}{told}"))], "203.0.113.1");
+            }
+        }
+        for malformed in [
+            "for=192.0.2.1;for=203.0.113.1",
+            "for=\"192.0.2.1",
+            "for=192.0.2.1\"",
+            "for=\"\"192.0.2.1\"\"",
+            "for = 192.0.2.1",
+            "for=\"a,for=192.0.2.1\"",
+            "for=192.0.2.1;host=\"a\"b",
+            "for=192.0.2.1;host",
+        ] {
+            check("10.0.0.1", &[("forwarded", malformed)], "10.0.0.1");
+        }
         // Where all are trusted, the first of them sent it.
         check("10.0.0.1", &[("x-forwarded-for", "10.0.0.4, 10.0.0.3, 10.0.0.2")], "10.0.0.4");
         // The proxy appends to the one that it knows, and passes on what a stranger wrote into the other.

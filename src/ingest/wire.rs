@@ -25,6 +25,7 @@ pub(super) struct Head {
     hosts: usize,
     lengths: usize,
     length: u64,
+    expectations: usize,
     codings: usize,
 }
 
@@ -104,15 +105,21 @@ impl Head {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.codings += 1;
             value.eq_ignore_ascii_case(b"chunked") && !self.is_http10
+        } else if name.eq_ignore_ascii_case(b"expect") {
+            self.expectations += 1;
+            // The only one that there is.
+            value.eq_ignore_ascii_case(b"100-continue")
         } else {
-            // The only expectation that there is.
-            !name.eq_ignore_ascii_case(b"expect") || value.eq_ignore_ascii_case(b"100-continue")
+            true
         };
         if well_formed { Ok(()) } else { Err(Rejection::MalformedHead) }
     }
 
     /// One host, and a length or chunks or neither: with two, the next reader may choose the other.
     fn framing(&self) -> Result<Framing, Rejection> {
+        if self.expectations > 1 {
+            return Err(Rejection::MalformedHead);
+        }
         match (self.hosts, self.lengths, self.codings) {
             (1, 0, 0) => Ok(Framing::sized(0)),
             (1, 1, 0) => Ok(Framing::sized(self.length)),
@@ -309,6 +316,7 @@ mod tests {
             "Host: x\r\nX: y\rZ: z",
             "Host: x\nX: y",
             "Host: x\r\nExpect: 200-ok",
+            "Host: x\r\nExpect: 100-continue\r\nExpect: 100-continue",
         ] {
             check(lines, false);
         }
