@@ -23,8 +23,8 @@ pub struct Identity {
     pub not_after: Timestamp,
 }
 
-/// A type and its value, such as `CN=client.example`. Values that are not text are left out: no rule can name them.
-type Attribute = (ObjectIdentifier, String);
+/// A type and its value, such as `CN=client.example`; `None` is a value that is not text, which no rule can name.
+type Attribute = (ObjectIdentifier, Option<String>);
 
 impl Identity {
     /// Reads a certificate (RFC 5280) in DER form.
@@ -42,27 +42,28 @@ impl Identity {
         });
         let not_after = certificate.validity().not_after.to_unix_duration().as_millis();
         Ok(Self {
-            attributes: certificate.subject().iter().filter_map(attribute).collect(),
+            attributes: certificate.subject().iter().map(attribute).collect(),
             dns_names: dns_names.collect(),
             not_after: from_milliseconds(i64::try_from(not_after).unwrap_or(i64::MAX)),
         })
     }
 }
 
-fn attribute(attribute: &AttributeTypeAndValue) -> Option<Attribute> {
-    match attribute.value.tag() {
+fn attribute(attribute: &AttributeTypeAndValue) -> Attribute {
+    let text = match attribute.value.tag() {
         Tag::Utf8String | Tag::PrintableString | Tag::Ia5String => {
-            let text = std::str::from_utf8(attribute.value.value()).ok()?;
-            Some((attribute.oid, text.to_owned()))
+            std::str::from_utf8(attribute.value.value()).ok()
         }
         _ => None,
-    }
+    };
+    (attribute.oid, text.map(str::to_owned))
 }
 
 /// An element of `source.allow_subjects`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectRule {
-    /// Each of these attributes is in the subject exactly once, letter for letter; there may be others.
+    /// Each of these attributes is in the subject exactly once, letter for letter, and nothing else of the same types:
+    /// whose common name is `a` is not who has another one besides. There may be attributes of other types.
     Attributes(Vec<Attribute>),
     /// This is one of the DNS names among the subject's alternative names, letter for letter but for case: a wildcard is
     /// matched by itself only.
@@ -73,9 +74,12 @@ impl SubjectRule {
     /// Whether the holder is one of those that are meant.
     pub fn matches(&self, identity: &Identity) -> bool {
         match self {
-            Self::Attributes(wanted) => wanted
-                .iter()
-                .all(|wanted| identity.attributes.iter().filter(|found| *found == wanted).count() == 1),
+            Self::Attributes(wanted) => {
+                let found = &identity.attributes;
+                let is_named = |(kind, _): &Attribute| wanted.iter().any(|(named, _)| named == kind);
+                wanted.iter().all(|wanted| found.iter().filter(|found| *found == wanted).count() == 1)
+                    && found.iter().all(|found| !is_named(found) || wanted.contains(found))
+            }
             Self::DnsName(wanted) => {
                 identity.dns_names.iter().any(|found| found.eq_ignore_ascii_case(wanted))
             }
@@ -102,11 +106,36 @@ impl FromStr for SubjectRule {
             let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
             return if is_name { Ok(Self::DnsName(name.to_owned())) } else { Err(NoRule) };
         }
+        if !is_read_as_written(text) {
+            return Err(NoRule);
+        }
         let names: RdnSequence = text.parse().map_err(|_| NoRule)?;
-        let attributes = names.iter().flat_map(RelativeDistinguishedName::iter);
-        let read = |pair| attribute(pair).filter(|(_, value)| !value.is_empty());
-        attributes.map(read).collect::<Option<_>>().map(Self::Attributes).ok_or(NoRule)
+        let attributes: Vec<_> =
+            names.iter().flat_map(RelativeDistinguishedName::iter).map(attribute).collect();
+        let is_text = |(_, value): &Attribute| value.as_ref().is_some_and(|value| !value.is_empty());
+        if attributes.iter().all(is_text) { Ok(Self::Attributes(attributes)) } else { Err(NoRule) }
     }
+}
+
+/// Whether x509-cert reads a text as RFC 4514 does: it drops an escape that is not finished, takes a bare `;` for text, and
+/// a separator after three `\` for one that is not escaped.
+fn is_read_as_written(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let is_whole = match byte {
+            b'\\' => match bytes.next() {
+                Some(high) if high.is_ascii_hexdigit() => {
+                    bytes.next().is_some_and(|low| low.is_ascii_hexdigit())
+                }
+                escaped => escaped.is_some(),
+            },
+            byte => byte != b';',
+        };
+        if !is_whole {
+            return false;
+        }
+    }
+    !text.contains(r"\\\")
 }
 
 #[cfg(test)]
@@ -131,7 +160,7 @@ mod tests {
     #[test]
     fn a_rule_matches_when_all_of_it_is_there_exactly_once() {
         let subject = identity(
-            &["C=US", "O=Example\\, Inc.", "OU=Hooks", "OU=Mail", "OU=Mail", "CN=client.example"],
+            &["DC=com,DC=example", "C=US", "O=Example\\, Inc.", "OU=Mail", "OU=Mail", "CN=client.example"],
             &["client.example", "*.wild.example"],
         );
         let check = |rule: &str, expected| {
@@ -143,8 +172,9 @@ mod tests {
             "2.5.4.3=client.example",
             "CN=client.example,O=Example\\, Inc.",
             "O=Example\\2c Inc.,CN=client.example,C=US",
-            "OU=Hooks",
-            "OU=Hooks+CN=client.example",
+            "C=US+CN=client.example",
+            "DC=example,DC=com",
+            "DC=com,DC=example,CN=client.example",
             "DNS:client.example",
             "DNS:CLIENT.example",
             "DNS:*.wild.example",
@@ -161,6 +191,10 @@ mod tests {
             "CN=client.example,L=Berlin",
             "O=client.example",
             "OU=Mail",
+            "OU=Mail,OU=Mail",
+            "DC=com",
+            "DC=com,CN=client.example",
+            "DC=com,DC=example,DC=org",
             "DNS:example",
             "DNS:a.wild.example",
             "DNS:other.example",
@@ -168,7 +202,13 @@ mod tests {
             check(rule, false);
         }
         let nobody = identity(&[], &[]);
-        assert!(!"CN=client.example".parse::<SubjectRule>().unwrap().matches(&nobody));
+        let rule: SubjectRule = "CN=client.example".parse().unwrap();
+        assert!(!rule.matches(&nobody));
+        let mut two = identity(&["CN=evil", "CN=client.example"], &[]);
+        assert!(!rule.matches(&two));
+        // Also when the other one is not text.
+        two.attributes[0].1 = None;
+        assert!(!rule.matches(&two));
     }
 
     #[test]
@@ -184,11 +224,25 @@ mod tests {
             "=a",
             "Nobody=a",
             "CN=#0500",
+            "CN=a\\",
+            "CN=a\\\\\\",
+            "CN=a\\4",
+            "CN=a\\4,O=b",
+            "CN=a\\4\\",
+            "CN=a\\\\\\,O=b",
+            "CN=a;O=b",
+            "CN=a\\\\;O=b",
             "DNS:",
             "DNS:a b",
             "DNS:ä.example",
         ] {
             assert_eq!(text.parse::<SubjectRule>(), Err(NoRule), "{text}");
+        }
+        for (text, value) in
+            [(r"CN=a\;b", "a;b"), (r"CN=a\\", r"a\"), (r"CN=a\4a", "aJ"), (r"CN=\\4,O=b", r"\4")]
+        {
+            let Ok(SubjectRule::Attributes(read)) = text.parse() else { panic!("{text}") };
+            assert!(read.iter().any(|(_, read)| read.as_deref() == Some(value)), "{text}: {read:?}");
         }
     }
 
@@ -207,7 +261,8 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2027, 2, 28);
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let read = Identity::of(certificate.der()).unwrap();
-        let expected = identity(&["CN=client", "O=Müller\\, Söhne", "DC=x"], &["client.example"]);
+        let mut expected = identity(&["CN=client", "O=Müller\\, Söhne", "DC=x"], &["client.example"]);
+        expected.attributes.push((ObjectIdentifier::new_unwrap("2.5.4.7"), None));
         let not_after = "2027-02-28T00:00:00Z".parse().unwrap();
         assert_eq!(read, Identity { not_after, ..expected });
 
