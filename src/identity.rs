@@ -19,8 +19,6 @@ use crate::clock::{Timestamp, from_milliseconds};
 pub struct Identity {
     attributes: Vec<Attribute>,
     dns_names: Vec<String>,
-    /// The last moment of its validity.
-    pub not_after: Timestamp,
 }
 
 /// A type and its value, such as `CN=client.example`; `None` is a value that is not text, which no rule can name.
@@ -40,13 +38,21 @@ impl Identity {
             GeneralName::DnsName(name) => Some(name.to_string()),
             _ => None,
         });
-        let not_after = certificate.validity().not_after.to_unix_duration().as_millis();
         Ok(Self {
             attributes: certificate.subject().iter().map(attribute).collect(),
             dns_names: dns_names.collect(),
-            not_after: from_milliseconds(i64::try_from(not_after).unwrap_or(i64::MAX)),
         })
     }
+}
+
+/// The last moment of the validity of a certificate in DER form, whatever its extensions.
+///
+/// # Errors
+/// When it is none.
+pub fn not_after(certificate: &[u8]) -> Result<Timestamp, der::Error> {
+    let certificate = Certificate::from_der(certificate)?;
+    let not_after = certificate.tbs_certificate().validity().not_after.to_unix_duration().as_millis();
+    Ok(from_milliseconds(i64::try_from(not_after).unwrap_or(i64::MAX)))
 }
 
 fn attribute(attribute: &AttributeTypeAndValue) -> Attribute {
@@ -153,7 +159,6 @@ mod tests {
         Identity {
             attributes: attributes.iter().flat_map(one).collect(),
             dns_names: dns_names.iter().map(|&name| name.to_owned()).collect(),
-            not_after: Timestamp::MAX,
         }
     }
 
@@ -263,13 +268,14 @@ mod tests {
         let read = Identity::of(certificate.der()).unwrap();
         let mut expected = identity(&["CN=client", "O=Müller\\, Söhne", "DC=x"], &["client.example"]);
         expected.attributes.push((ObjectIdentifier::new_unwrap("2.5.4.7"), None));
-        let not_after = "2027-02-28T00:00:00Z".parse().unwrap();
-        assert_eq!(read, Identity { not_after, ..expected });
+        assert_eq!(read, expected);
+        assert_eq!(not_after(certificate.der()).unwrap(), "2027-02-28T00:00:00Z".parse().unwrap());
 
         // RFC 5280 §4.1.2.5: no well-defined expiration; just beyond what a timestamp holds.
         params.not_after = rcgen::date_time_ymd(9999, 12, 31);
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        assert_eq!(Identity::of(certificate.der()).unwrap().not_after, Timestamp::MAX);
+        assert_eq!(not_after(certificate.der()).unwrap(), Timestamp::MAX);
         assert!(Identity::of(&certificate.der()[1..]).is_err());
+        assert!(not_after(&certificate.der()[1..]).is_err());
     }
 }

@@ -171,7 +171,7 @@ impl Metrics {
             ),
             tls_certificate_not_after: c.gauges(
                 "tls_certificate_not_after_seconds",
-                "When the first certificate of each file of listen.tls expires, Unix time.",
+                "When the certificate that is served, and the first of client_ca to do so, expires, Unix time.",
                 &["file"],
             ),
             verify_secret_last_used: c.gauges(

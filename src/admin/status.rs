@@ -41,7 +41,7 @@ pub struct CertificateStatus {
     pub key: String,
     /// Where it is.
     pub file: String,
-    /// RFC 3339; of the first certificate in it to expire.
+    /// RFC 3339; of the certificate that is served, or of the first authority to expire.
     pub not_after: String,
 }
 

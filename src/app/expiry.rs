@@ -18,14 +18,14 @@ impl Told {
     pub(super) fn tell(&mut self, parts: &Parts) {
         let (now, expiries) = (parts.clock.now(), parts.certificate.expiries());
         for expiry in self.due(expiries.into_iter().filter(|expiry| expiry.is_near(now)).collect()) {
-            let (key, file, not_after) = (expiry.key, expiry.path.display(), expiry.not_after);
+            let (key, file, not_after) = (expiry.key(), expiry.path.display(), expiry.not_after);
             if !expiry.is_past(now) {
                 tracing::warn!(key, %file, %not_after, "certificate expires soon");
-            } else if key == Expiry::CERT {
+            } else if expiry.file == Expiry::CERT {
                 tracing::error!(key, %file, %not_after, "certificate has expired; senders refuse it");
             } else {
                 // Authorities are believed for as long as they are configured.
-                tracing::warn!(key, %file, %not_after, "certificate has expired");
+                tracing::warn!(key, %file, %not_after, "an authority's certificate has expired");
             }
         }
     }
@@ -50,7 +50,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_certificate_is_told_once_a_day() {
         let expiry = |not_after| Expiry {
-            key: Expiry::CERT,
+            file: Expiry::CERT,
             path: "cert.pem".into(),
             not_after: from_milliseconds(not_after),
         };

@@ -75,7 +75,7 @@ impl Gateway for Parts {
             }
         });
         let certificates = self.certificate.expiries().into_iter().map(|expiry| CertificateStatus {
-            key: format!("listen.tls.{}", expiry.key),
+            key: expiry.key(),
             file: expiry.path.display().to_string(),
             not_after: expiry.not_after.to_string(),
         });
@@ -99,11 +99,11 @@ impl Parts {
         self.ingest.refresh_gauges();
         let ends = &self.metrics.tls_certificate_not_after;
         let expiries = self.certificate.expiries();
-        for key in [Expiry::CERT, Expiry::CLIENT_CA] {
-            match expiries.iter().find(|expiry| expiry.key == key) {
-                Some(expiry) => ends.with_label_values(&[key]).set(expiry.not_after.as_second() as f64),
+        for file in [Expiry::CERT, Expiry::CLIENT_CA] {
+            match expiries.iter().find(|expiry| expiry.file == file) {
+                Some(expiry) => ends.with_label_values(&[file]).set(expiry.not_after.as_second() as f64),
                 // Not there, or a reload has dropped it.
-                None => drop(ends.remove_label_values(&[key])),
+                None => drop(ends.remove_label_values(&[file])),
             }
         }
         self.metrics.store_bytes.set(i64::try_from(self.store.bytes()).unwrap_or(i64::MAX));

@@ -21,8 +21,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let now = Clock::system().now();
     let certificates = expiries.iter().filter(|expiry| expiry.is_near(now)).map(|expiry| {
         let verb = if expiry.is_past(now) { "expired" } else { "expires" };
-        let (key, file, not_after) = (expiry.key, expiry.path.display(), expiry.not_after);
-        format!("{path}: warning: listen.tls.{key}: {file} {verb} at {not_after}")
+        let (key, file, not_after) = (expiry.key(), expiry.path.display(), expiry.not_after);
+        format!("{path}: warning: {key}: a certificate in {file} {verb} at {not_after}")
     });
     let warnings: Vec<String> = config.warnings.iter().cloned().chain(certificates).collect();
     for warning in &warnings {

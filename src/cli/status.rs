@@ -98,7 +98,10 @@ fn print(status: &Status) {
     }
     say(&format!("store: {}, {} bytes", status.store.engine, status.store.bytes));
     for certificate in &status.certificates {
-        say(&format!("{}: {} expires at {}", certificate.key, certificate.file, certificate.not_after));
+        say(&format!(
+            "{}: a certificate in {} expires at {}",
+            certificate.key, certificate.file, certificate.not_after
+        ));
     }
     say("");
     say(&format!(

@@ -15,7 +15,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use super::answer::Rejection;
 use crate::clock::{Timestamp, later};
 use crate::config::{ClientCa, Tls};
-use crate::identity::Identity;
+use crate::identity::{Identity, not_after};
 
 /// Why certificate files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +73,10 @@ pub enum TlsError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expiry {
     /// Which file: [`Expiry::CERT`] or [`Expiry::CLIENT_CA`].
-    pub key: &'static str,
+    pub file: &'static str,
     /// Where it is.
     pub path: PathBuf,
-    /// The last moment of the first certificate in it to expire.
+    /// The last moment of the gateway's own certificate, or of the first authority to expire.
     pub not_after: Timestamp,
 }
 
@@ -87,6 +87,11 @@ impl Expiry {
     pub const CLIENT_CA: &'static str = "client_ca";
     /// So long before the end an operator is told of it: after a renewal that failed there is time for others.
     pub const AHEAD: Duration = Duration::from_hours(24 * 14);
+
+    /// The key of the configuration that names the file.
+    pub fn key(&self) -> String {
+        format!("listen.tls.{}", self.file)
+    }
 
     /// Whether the end is near enough to be told, or past.
     pub fn is_near(&self, now: Timestamp) -> bool {
@@ -154,8 +159,7 @@ impl Terms {
         };
         let Some(own) = chain.first() else { return Ok(None) };
         let identity = Identity::of(own)?;
-        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        Ok(Some(Arc::new(Proven { identity, chain, by: Arc::clone(by) })))
+        Ok(Some(Arc::new(Proven::new(identity, chain, Arc::clone(by)))))
     }
 
     /// Whether a connection, which may have begun on other terms, or before its client's certificate expired, is still
@@ -164,7 +168,7 @@ impl Terms {
         let Some(clients) = &self.clients else { return Ok(()) };
         let admitted = match proven {
             None => !clients.client_auth_mandatory(),
-            Some(proven) if Arc::ptr_eq(&proven.by, clients) => now <= proven.identity.not_after,
+            Some(proven) if Arc::ptr_eq(&proven.by, clients) && now <= proven.unchanged_until => true,
             Some(proven) => proven.is_vouched_for(clients.as_ref(), now),
         };
         if admitted { Ok(()) } else { Err(Rejection::CertificateNotAllowed) }
@@ -177,11 +181,21 @@ pub(super) struct Proven {
     pub(super) identity: Identity,
     /// Its own certificate first.
     chain: Vec<CertificateDer<'static>>,
+    /// When the first of them to expire does. It may be one that nobody needs, so from then on it is verified anew.
+    unchanged_until: Timestamp,
     /// Who has verified it.
     by: Arc<dyn ClientCertVerifier>,
 }
 
 impl Proven {
+    fn new(identity: Identity, chain: &[CertificateDer<'_>], by: Arc<dyn ClientCertVerifier>) -> Self {
+        // One that only the TLS library can read may expire at any time.
+        let ends = chain.iter().map(|certificate| not_after(certificate).unwrap_or(Timestamp::MIN));
+        let unchanged_until = ends.min().unwrap_or(Timestamp::MIN);
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Self { identity, chain, unchanged_until, by }
+    }
+
     fn is_vouched_for(&self, verifier: &dyn ClientCertVerifier, now: Timestamp) -> bool {
         let now = Duration::from_millis(now.as_millisecond().try_into().unwrap_or(0));
         let now = UnixTime::since_unix_epoch(now);
@@ -204,17 +218,19 @@ fn verifier(
     builder.build().map_err(|error| TlsError::Authorities { path: ca.path.clone(), error })
 }
 
-/// The certificates of a file, and when the first of them ends.
-fn certificates(path: &Path, key: &'static str) -> Result<(Vec<CertificateDer<'static>>, Expiry), TlsError> {
+/// The certificates of a file, and when what it is there for ends.
+fn certificates(path: &Path, file: &'static str) -> Result<(Vec<CertificateDer<'static>>, Expiry), TlsError> {
     let not_pem = |error| TlsError::NotPem { path: path.to_owned(), wanted: "certificate", error };
     let pem = read(path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(not_pem)?;
-    let ends = chain.iter().map(|certificate| Identity::of(certificate).map(|identity| identity.not_after));
+    // Behind the gateway's own there may be some that no sender needs, such as an old cross-signed root.
+    let judged = if file == Expiry::CERT { 1 } else { chain.len() };
+    let ends = chain.iter().take(judged).map(|certificate| not_after(certificate));
     let ends: Vec<Timestamp> = ends
         .collect::<Result<_, _>>()
         .map_err(|error| TlsError::Malformed { path: path.to_owned(), error })?;
     match ends.into_iter().min() {
-        Some(not_after) => Ok((chain, Expiry { key, path: path.to_owned(), not_after })),
+        Some(not_after) => Ok((chain, Expiry { file, path: path.to_owned(), not_after })),
         None => Err(not_pem(pem::Error::NoItemsFound)),
     }
 }
@@ -225,30 +241,53 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, CustomExtension, DnType, IsCa,
+        KeyPair,
+    };
 
     use super::*;
     use crate::clock::from_milliseconds;
 
     type Authority = CertifiedIssuer<'static, KeyPair>;
 
-    fn authority() -> Authority {
+    fn ending_in(year: i32) -> CertificateParams {
         let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params
+    }
+
+    fn authority_of(mut params: CertificateParams) -> Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
+    fn authority() -> Authority {
+        authority_of(CertificateParams::default())
+    }
+
     fn terms(clients: Option<(&Authority, bool)>) -> Arc<Terms> {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::default().self_signed(&key).unwrap().pem();
+        load(cert, &key, clients.map(|(ca, required)| (ca.pem(), required)))
+    }
+
+    fn load(cert: String, key: &KeyPair, clients: Option<(String, bool)>) -> Arc<Terms> {
         let directory = tempfile::tempdir().unwrap();
-        let served = rcgen::generate_simple_self_signed(["gateway.example".to_owned()]).unwrap();
         let write = |name: &str, text: String| {
             let path = directory.path().join(name);
             fs::write(&path, text).unwrap();
             path
         };
-        let client_ca = clients.map(|(ca, required)| ClientCa { path: write("ca.pem", ca.pem()), required });
-        let (cert, key) = (served.cert.pem(), served.signing_key.serialize_pem());
-        Terms::load(&Tls { cert: write("cert.pem", cert), key: write("key.pem", key), client_ca }).unwrap()
+        let client_ca = clients.map(|(ca, required)| ClientCa { path: write("ca.pem", ca), required });
+        let key = write("key.pem", key.serialize_pem());
+        Terms::load(&Tls { cert: write("cert.pem", cert), key, client_ca }).unwrap()
+    }
+
+    fn proven(chain: &[&Certificate], terms: &Terms) -> Proven {
+        let chain: Vec<_> = chain.iter().map(|certificate| certificate.der().clone()).collect();
+        let identity = Identity::of(&chain[0]).unwrap();
+        Proven::new(identity, &chain, Arc::clone(terms.clients.as_ref().unwrap()))
     }
 
     #[test]
@@ -256,15 +295,9 @@ mod tests {
         let (first, second) = (authority(), authority());
         let (begun, same, other) =
             (terms(Some((&first, true))), terms(Some((&first, true))), terms(Some((&second, false))));
-        let mut params = CertificateParams::default();
-        params.not_after = rcgen::date_time_ymd(2027, 1, 1);
-        let own = params.signed_by(&KeyPair::generate().unwrap(), &first).unwrap();
-        let proven = Proven {
-            identity: Identity::of(own.der()).unwrap(),
-            chain: vec![own.der().clone()],
-            by: Arc::clone(begun.clients.as_ref().unwrap()),
-        };
-        let ends = proven.identity.not_after;
+        let own = ending_in(2027).signed_by(&KeyPair::generate().unwrap(), &first).unwrap();
+        let proven = proven(&[&own], &begun);
+        let ends = not_after(own.der()).unwrap();
         let late = from_milliseconds(ends.as_millisecond() + 1_000);
         let check = |terms: &Terms, proven, now, expected| {
             assert_eq!(terms.admit(proven, now).is_ok(), expected, "{proven:?} at {now}");
@@ -278,5 +311,43 @@ mod tests {
         check(&other, None, ends, true);
         // Nobody is asked any more.
         check(&terms(None), Some(&proven), late, true);
+    }
+
+    #[test]
+    fn an_intermediate_that_has_expired_vouches_for_nobody_and_one_that_is_not_needed_harms_nobody() {
+        let root = authority();
+        let terms = terms(Some((&root, true)));
+        let mut params = ending_in(2027);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        let between = Authority::signed_by(params, KeyPair::generate().unwrap(), &root).unwrap();
+        let ends = not_after(between.der()).unwrap();
+        let late = from_milliseconds(ends.as_millisecond() + 1_000);
+        let key = KeyPair::generate().unwrap();
+        let own = |issuer: &Authority| CertificateParams::default().signed_by(&key, issuer).unwrap();
+        let admitted = |own: &Certificate, now| {
+            terms.admit(Some(&proven(&[own, between.as_ref()], &terms)), now).is_ok()
+        };
+        assert_eq!([ends, late].map(|now| admitted(&own(&between), now)), [true, false]);
+        assert_eq!([ends, late].map(|now| admitted(&own(&root), now)), [true, true]);
+    }
+
+    #[test]
+    fn what_ends_is_the_own_certificate_and_the_first_authority() {
+        let key = KeyPair::generate().unwrap();
+        let own = ending_in(2030).self_signed(&key).unwrap();
+        let old = authority_of(ending_in(2020));
+        let mut strange = ending_in(2028);
+        // An alternative name of no known kind, which is not for us to judge.
+        let names = CustomExtension::from_oid_content(&[2, 5, 29, 17], vec![0x30, 2, 5, 0]);
+        strange.custom_extensions.push(names);
+        let strange = authority_of(strange);
+        assert!(Identity::of(strange.der()).is_err());
+        let authorities = strange.pem() + &authority_of(ending_in(2029)).pem();
+        let terms = load(own.pem() + &old.pem(), &key, Some((authorities, true)));
+        let ends = terms.expiries.iter().map(|expiry| (expiry.key(), expiry.not_after));
+        let expected = [("listen.tls.cert", own.der()), ("listen.tls.client_ca", strange.der())]
+            .map(|(key, certificate)| (key.to_owned(), not_after(certificate).unwrap()));
+        assert_eq!(ends.collect::<Vec<_>>(), expected);
     }
 }
