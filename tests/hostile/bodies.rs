@@ -179,7 +179,7 @@ fn bombs_pass_as_the_bytes_that_they_are_and_lies_are_refused() {
         ("a number beside the id", format!("{{\"n\":-{digits}.{digits}e-{digits},\"id\":\"evt_long\"}}")),
         ("an exponent", format!("{{\"n\":1e{digits},\"id\":\"evt_exponent\"}}")),
         ("the same key", format!("{{{}\"id\":\"evt_last\"}}", "\"id\":\"evt_first\",".repeat(200_000))),
-        ("half a surrogate", format!("{{\"id\":\"{}\"}}", "\\ud800".repeat(100_000))),
+        ("half a surrogate", format!("{{\"id\":\"{}\"}}", "\\ud800".repeat(10_000))),
     ];
     for (what, body) in &bodies {
         let post = Post::signed("stripe", "/webhooks/stripe", "", "", body.as_bytes());
