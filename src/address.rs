@@ -138,6 +138,8 @@ fn of_v6(address: Ipv6Addr) -> Reach {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     const TABLE: &[(Reach, &[&str])] = &[
@@ -262,6 +264,13 @@ mod tests {
                 assert_eq!(Reach::of(address.parse().unwrap()), *reach, "{address}");
             }
         }
+    }
+
+    #[test]
+    fn each_is_told_in_its_own_words() {
+        let words: HashSet<_> = TABLE.iter().map(|(reach, _)| reach.describe()).collect();
+        assert_eq!(words.len(), TABLE.len());
+        assert!(words.iter().all(|words| words.contains("address")), "{words:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use countersign::forward::Progress;
 use countersign::metrics::Metrics;
-use countersign::store::sqlite::{OpenError, Options, Sqlite, in_use, open};
+use countersign::store::sqlite::{OpenError, Options, Sqlite, check_format, in_use, open};
 use countersign::store::{Accepted, Depth, Lease, Outlet, Slot, Store, StoreError};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -83,8 +83,11 @@ async fn a_newer_format_is_refused_and_left_alone() {
     let engine = Embedded::new();
     engine.open_now(Arc::new(Lanes::default())).unwrap().close().await;
     let connection = Connection::open(database(&engine.root)).unwrap();
+    check_format(&directory(&engine.root)).unwrap();
     connection.pragma_update(None, "user_version", 7).unwrap();
     drop(connection);
+    let error = check_format(&directory(&engine.root)).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 7, known: 1, .. }), "{error:?}");
     let before = std::fs::read(database(&engine.root)).unwrap();
     let error = engine.refused();
     assert!(matches!(error, OpenError::Newer { found: 7, known: 1, .. }), "{error:?}");
@@ -111,8 +114,9 @@ fn another_programs_database_is_not_touched() {
     let connection = Connection::open(database(&engine.root)).unwrap();
     connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
     drop(connection);
-    let error = engine.refused();
-    assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
+    for error in [engine.refused(), check_format(&directory(&engine.root)).unwrap_err()] {
+        assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
+    }
 }
 
 #[test]

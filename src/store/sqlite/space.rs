@@ -134,7 +134,22 @@ pub(super) fn rewrite(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn whoever_set_the_limit_it_is_want_of_room() {
+        for (error, expected) in [
+            (Errno::NOSPC, true),
+            (Errno::DQUOT, true),
+            (Errno::FBIG, true),
+            (Errno::IO, false),
+            (Errno::ROFS, false),
+        ] {
+            assert_eq!(is_want_of_room(&error.into()), expected, "{error}");
+        }
+    }
 
     #[test]
     fn room_is_kept_found_given_in_slices_and_made_whole() {
