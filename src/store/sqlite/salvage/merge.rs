@@ -309,3 +309,137 @@ impl ToSql for Value {
 fn received_at(id: &[u8]) -> i64 {
     id.iter().take(6).fold(0, |time, byte| time << 8 | i64::from(*byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::schema;
+    use Value::{Blob, Integer, Null, Text};
+
+    const TABLES: [&str; 4] = ["found_forward", "found_entry", "found_claim", "attempt"];
+
+    fn text(text: &str) -> Value {
+        Text(text.to_owned())
+    }
+
+    fn blob(length: usize) -> Value {
+        Blob(vec![7; length])
+    }
+
+    /// Takes the row, found on the newest page, and says what it was taken for: a table, whether its delivery counts as
+    /// known, and what the merged store holds then.
+    fn taken(row: &[Value]) -> (Vec<&'static str>, bool, Salvaged) {
+        let root = tempfile::tempdir().unwrap();
+        let connection = schema::create(&root.path().join("any.db")).unwrap();
+        let staging = Staging::new(&connection).unwrap();
+        staging.take(row, NEWEST).unwrap();
+        let has = |table: &&str| {
+            let sql = format!("SELECT EXISTS (SELECT 1 FROM {table})");
+            connection.query_row(&sql, [], |row| row.get::<_, bool>(0)).unwrap()
+        };
+        let found = TABLES.into_iter().filter(|table| has(table)).collect();
+        (found, has(&"known"), staging.merge().unwrap())
+    }
+
+    fn check(row: &[Value], table: Option<&str>, known: bool) {
+        let (found, knows, _) = taken(row);
+        assert_eq!((found, knows), (table.into_iter().collect(), known));
+    }
+
+    #[test]
+    fn a_row_is_taken_for_what_its_shape_says_or_not_at_all() {
+        let forward = |id, state: &str, attempts, replay, settled_at, outcome| {
+            let (due_at, since) = (Integer(5), Integer(5));
+            [
+                blob(id),
+                text("a"),
+                text(state),
+                due_at,
+                Integer(attempts),
+                since,
+                Integer(replay),
+                settled_at,
+                outcome,
+            ]
+        };
+        let forwards = Some("found_forward");
+        for state in ["waiting", "in_flight"] {
+            check(&forward(16, state, 0, 0, Null, Null), forwards, true);
+            check(&forward(16, state, 0, 0, Integer(1), Null), None, true);
+        }
+        for state in ["delivered", "dead", "cancelled"] {
+            check(&forward(16, state, u32::MAX.into(), 1, Integer(1), text("x")), forwards, true);
+            check(&forward(16, state, 1, 1, Null, text("x")), None, true);
+        }
+        check(&forward(16, "lost", 0, 0, Null, Null), None, true);
+        check(&forward(16, "waiting", -1, 0, Null, Null), None, true);
+        check(&forward(16, "waiting", 1 << 32, 0, Null, Null), None, true);
+        check(&forward(16, "waiting", 0, 2, Null, Null), None, true);
+        check(&forward(15, "waiting", 0, 0, Null, Null), None, false);
+
+        let entry = |id, state: &str| [text("a"), text(state), Integer(5), blob(id), Integer(5), Null];
+        check(&entry(16, "waiting"), Some("found_entry"), true);
+        check(&entry(16, "in_flight"), Some("found_entry"), true);
+        check(&entry(16, "dead"), None, false);
+        check(&entry(15, "waiting"), None, false);
+        for (id, table) in [(16, Some("found_entry")), (15, None)] {
+            check(&[text("a"), blob(id)], table, table.is_some());
+            check(&[Integer(5), blob(id), text("a")], table, table.is_some());
+            check(&[blob(id), Integer(5)], None, table.is_some());
+        }
+
+        let claim = |key, id, digest| [blob(key), blob(id), blob(digest), Integer(5)];
+        check(&claim(32, 16, 32), Some("found_claim"), false);
+        for (key, id, digest) in [(31, 16, 32), (32, 15, 32), (32, 16, 31)] {
+            check(&claim(key, id, digest), None, false);
+        }
+
+        let attempt = |id, status| {
+            [blob(id), text("a"), Integer(1), Integer(5), Integer(5), text("x"), status, text("")]
+        };
+        check(&attempt(16, Integer(200)), Some("attempt"), true);
+        check(&attempt(16, Null), Some("attempt"), true);
+        check(&attempt(15, Null), None, false);
+    }
+
+    #[test]
+    fn a_delivery_of_another_shape_is_lost_and_told() {
+        let mut row = vec![blob(16), text("source"), text("name"), Null, Integer(5)];
+        row.extend([text("sender"), text("method"), text("target"), Integer(1), text("scheme"), Null, Null]);
+        // The last of them is the body, and has another type than was written.
+        row.extend([Integer(0), blob(16), blob(0), text("body")]);
+        let (_, known, salvaged) = taken(&row);
+        assert!(known);
+        assert_eq!((salvaged.deliveries, salvaged.findings.len()), (0, 1));
+        assert!(
+            salvaged.findings[0].lost && salvaged.findings[0].what.contains("source name"),
+            "{salvaged:?}"
+        );
+        check(&row[..DELIVERY.0 - 1], None, false);
+        row[0] = blob(15);
+        check(&row, None, false);
+    }
+
+    #[test]
+    fn what_was_merged_is_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let connection = schema::create(&root.path().join("any.db")).unwrap();
+        let staging = Staging::new(&connection).unwrap();
+        let sql = "INSERT INTO forward VALUES (x'01', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL),
+                (x'02', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL), (x'03', 'a', 'dead', 5, 1, 5, 0, 5, NULL);
+            INSERT INTO claim VALUES (x'01', x'01', x'01', 5);
+            WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 10010)
+                INSERT INTO finding SELECT zeroblob(16), 'x', 0 FROM i";
+        connection.execute_batch(sql).unwrap();
+        let salvaged = staging.report().unwrap();
+        assert_eq!((salvaged.pending, salvaged.claims), (2, 1));
+        assert_eq!(salvaged.findings.len(), 10_001);
+        assert!(salvaged.findings.iter().any(|finding| finding.what == "more of the same: 10"));
+    }
+
+    #[test]
+    fn an_id_says_when_its_delivery_was_received() {
+        let id = Id::new(crate::clock::from_milliseconds(1_800_000_000_123), [0xff; 10]);
+        assert_eq!(received_at(id.as_bytes()), 1_800_000_000_123);
+    }
+}
