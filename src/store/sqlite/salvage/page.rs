@@ -105,11 +105,11 @@ impl Pages {
         Ok((bytes, place.rank))
     }
 
-    /// Whether each page is one of a tree, and none has a row: a store with nothing in it.
+    /// Whether each page is one of a small tree, and none has a row: a store with nothing in it.
     pub(super) fn is_empty(&self) -> io::Result<bool> {
         for number in 2..=self.count {
             let (page, _) = self.read(number)?;
-            if Kind::of(page[0]).is_none_or(Kind::interior) || half(&page, 3) > 0 {
+            if !matches!(Kind::of(page[0]), Some(Kind::TableLeaf | Kind::IndexLeaf)) || half(&page, 3) > 0 {
                 return Ok(false);
             }
         }
@@ -137,8 +137,8 @@ impl Pages {
         let (Some(kind), cells) = (Kind::of(page[start]), usize::from(half(page, start + 3))) else {
             return Vec::new();
         };
-        let head = start + if kind.interior() { 12 } else { 8 };
-        if kind == Kind::TableInterior || head + 2 * cells > page.len() {
+        let head = start + if kind == Kind::IndexInterior { 12 } else { 8 };
+        if head + 2 * cells > page.len() {
             return Vec::new();
         }
         (0..cells).filter_map(|cell| self.row(page, usize::from(half(page, head + 2 * cell)), kind)).collect()
@@ -209,10 +209,10 @@ impl Pages {
     }
 }
 
+/// The kinds of pages that hold rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     TableLeaf,
-    TableInterior,
     IndexLeaf,
     IndexInterior,
 }
@@ -221,15 +221,10 @@ impl Kind {
     fn of(byte: u8) -> Option<Self> {
         match byte {
             13 => Some(Self::TableLeaf),
-            5 => Some(Self::TableInterior),
             10 => Some(Self::IndexLeaf),
             2 => Some(Self::IndexInterior),
             _ => None,
         }
-    }
-
-    fn interior(self) -> bool {
-        matches!(self, Self::TableInterior | Self::IndexInterior)
     }
 }
 
@@ -352,6 +347,36 @@ mod tests {
         expected.sort();
         found.sort();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn pages_that_hold_nothing_are_known_from_the_list_of_them() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db");
+        let connection = Connection::open(&path).unwrap();
+        // So many that the list goes on over two pages of its own.
+        connection
+            .execute_batch("CREATE TABLE x (b); INSERT INTO x VALUES (zeroblob(6000000)); DELETE FROM x")
+            .unwrap();
+        let listed: usize = connection
+            .pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0))
+            .unwrap() as usize;
+        let free = Pages::open(&path).unwrap().free().unwrap();
+        assert!(listed > PAGE_SIZE / 4);
+        assert_eq!(free.len(), listed);
+        assert!(!free.contains(&1) && !free.contains(&2));
+
+        // What it says is not believed beyond the file's end, nor that it ever ends.
+        let mut bytes = std::fs::read(&path).unwrap();
+        let trunk = word(&bytes, 32) as usize;
+        let at = (trunk - 1) * PAGE_SIZE;
+        bytes[at..at + 4].copy_from_slice(&u32::try_from(trunk).unwrap().to_be_bytes());
+        bytes[at + 4..at + 8].copy_from_slice(&[0xff; 4]);
+        bytes[at + 8..at + 12].copy_from_slice(&[0xff; 4]);
+        std::fs::write(&path, bytes).unwrap();
+        let free = Pages::open(&path).unwrap().free().unwrap();
+        assert!(free.contains(&u32::try_from(trunk).unwrap()));
+        assert!(free.len() < listed && free.iter().all(|page| *page as usize <= listed + 2));
     }
 
     #[test]
