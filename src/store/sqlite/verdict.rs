@@ -89,6 +89,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_is_damaged_or_only_not_to_be_had() {
+        let sqlite = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB] {
+            assert!(is_damage(&sqlite(code)) && is_file_damage(&sqlite(code)));
+        }
+        for code in [ffi::SQLITE_IOERR_READ, ffi::SQLITE_BUSY, ffi::SQLITE_CANTOPEN, ffi::SQLITE_NOMEM] {
+            assert!(!is_damage(&sqlite(code)) && !is_file_damage(&sqlite(code)));
+        }
+        // A single value: the row is damaged, and the file need not be.
+        let value = rusqlite::Error::IntegralValueOutOfRange(0, -1);
+        assert!(is_damage(&value) && !is_file_damage(&value) && is_its_own(&value));
+    }
+
+    #[test]
     fn want_of_room_passes() {
         check(ffi::SQLITE_FULL, &["below its reserve"]);
         check(ffi::SQLITE_IOERR_SHMSIZE, &["below its reserve"]);

@@ -304,13 +304,22 @@ mod tests {
 
     use super::super::log::PAGE_SIZE;
     use super::*;
+    use crate::store::sqlite::directory::beside;
+    use crate::store::sqlite::schema;
 
     /// What SQLite writes, with every width of number, long and short texts, and rows that go on over many pages.
     #[test]
     fn rows_are_read_as_they_were_written() {
+        for page_size in [512, 4_096, 32_768, 65_536] {
+            check_rows(page_size);
+        }
+    }
+
+    fn check_rows(page_size: u32) {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("any.db");
         let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "page_size", page_size).unwrap();
         connection
             .execute_batch(
                 "CREATE TABLE wide (n INTEGER, t TEXT, b BLOB, z);
@@ -343,10 +352,62 @@ mod tests {
             row.iter().map(value).collect::<Vec<_>>()
         });
         let mut found: Vec<_> = found.collect();
-        assert_eq!(found.len(), 600);
+        assert_eq!((found.len(), pages.size), (600, page_size as usize));
         expected.sort();
         found.sort();
         assert_eq!(found, expected);
+    }
+
+    /// What there is of page 13 of a database in whose log each of three commits wrote it anew, when these frames of it
+    /// are damaged: the text on it, and how new that is.
+    fn newest(copied: bool, damaged: &[usize]) -> (Option<&'static str>, i64) {
+        const FRAME: usize = 24 + PAGE_SIZE;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("countersign.db");
+        let connection = schema::open_writer(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE x (t); INSERT INTO x VALUES ('none'); PRAGMA wal_checkpoint(TRUNCATE)",
+            )
+            .unwrap();
+        for sql in ["UPDATE x SET t = 'old'", "UPDATE x SET t = 'mid'", "UPDATE x SET t = 'new'"] {
+            connection.execute_batch(sql).unwrap();
+        }
+        if copied {
+            connection.execute_batch("PRAGMA wal_checkpoint").unwrap();
+        }
+        let copy = root.path().join("copy.db");
+        for suffix in ["", "-wal", "-shm"] {
+            std::fs::copy(beside(&path, suffix), beside(&copy, suffix)).unwrap();
+        }
+        let mut log = std::fs::read(beside(&copy, "-wal")).unwrap();
+        assert_eq!(log.len(), 32 + 3 * FRAME);
+        for frame in damaged {
+            log[32 + frame * FRAME + 24 + 100] ^= 1;
+        }
+        std::fs::write(beside(&copy, "-wal"), log).unwrap();
+        let (page, rank) = Pages::open(&copy).unwrap().read(13).unwrap();
+        let has = |text: &&str| page.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+        (["none", "old", "mid", "new"].into_iter().find(has), rank)
+    }
+
+    #[test]
+    fn in_place_of_a_damaged_page_stands_what_was_there_before_it() {
+        assert_eq!(newest(false, &[]), (Some("new"), NEWEST));
+        assert_eq!(newest(false, &[0, 1]), (Some("new"), NEWEST));
+        assert_eq!(newest(false, &[2]), (Some("mid"), 1));
+        assert_eq!(newest(false, &[1, 2]), (Some("old"), 0));
+        assert_eq!(newest(false, &[0, 1, 2]), (Some("none"), 0));
+        // What had been copied is in the database.
+        for damaged in [&[][..], &[2], &[1, 2], &[0, 1, 2]] {
+            assert_eq!(newest(true, damaged), (Some("new"), NEWEST));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_has_no_pages() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(Pages::open(&root.path().join("none.db")).unwrap().count, 0);
     }
 
     #[test]
@@ -373,10 +434,13 @@ mod tests {
         bytes[at..at + 4].copy_from_slice(&u32::try_from(trunk).unwrap().to_be_bytes());
         bytes[at + 4..at + 8].copy_from_slice(&[0xff; 4]);
         bytes[at + 8..at + 12].copy_from_slice(&[0xff; 4]);
-        std::fs::write(&path, bytes).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
         let free = Pages::open(&path).unwrap().free().unwrap();
         assert!(free.contains(&u32::try_from(trunk).unwrap()));
         assert!(free.len() < listed && free.iter().all(|page| *page as usize <= listed + 2));
+        bytes[32..36].copy_from_slice(&[0, 0, 0, 1]);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(Pages::open(&path).unwrap().free().unwrap(), HashSet::new());
     }
 
     #[test]
