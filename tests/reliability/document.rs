@@ -26,11 +26,13 @@ fn held_by(document: &str) -> Vec<(String, Vec<String>)> {
     let (mut column, mut rows) = (None, Vec::new());
     for line in std::fs::read_to_string(path).unwrap().lines() {
         let cells: Vec<_> = line.trim_matches('|').split(" | ").map(str::trim).collect();
-        if !line.starts_with("| ") {
-            continue;
+        if !line.starts_with('|') {
+            column = None;
         } else if let Some(found) = cells.iter().position(|cell| *cell == "held by") {
             column = Some(found);
-        } else if let Some(cell) = column.and_then(|column| cells.get(column)) {
+        } else if let Some(cell) =
+            column.and_then(|column| cells.get(column)).filter(|_| line.starts_with("| "))
+        {
             let names = cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
             rows.push((line.to_owned(), names));
         }
