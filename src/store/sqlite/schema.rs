@@ -18,6 +18,9 @@ pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
 /// The format that this version writes.
 const FORMAT: u32 = 1;
 
+/// No version will have a format as high as this one: a number above it is a damaged one.
+const NEVER: u32 = 1 << 16;
+
 /// What leads from each format to the next, from an empty file (0) on.
 const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql")];
 
@@ -90,12 +93,24 @@ pub(super) fn seal(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
 }
 
+/// An empty database of `format`.
+fn model(format: u32) -> rusqlite::Result<Connection> {
+    let model = Connection::open_in_memory()?;
+    for migration in &MIGRATIONS[..format as usize] {
+        model.execute_batch(migration)?;
+    }
+    Ok(model)
+}
+
+/// Whether nobody has changed the schema since our migrations made it that of `format`: SQLite counts the changes.
+fn is_untouched(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
+    let changes = |of: &Connection| of.pragma_query_value(None, "schema_version", |row| row.get::<_, i64>(0));
+    Ok(changes(connection)? == changes(&model(format)?)?)
+}
+
 /// Whether the tables and indexes are those of `format`. Others beside them are an operator's.
 fn is_schema(connection: &Connection, format: u32) -> rusqlite::Result<bool> {
-    let expected = Connection::open_in_memory()?;
-    for migration in &MIGRATIONS[..format as usize] {
-        expected.execute_batch(migration)?;
-    }
+    let expected = model(format)?;
     let mut statement = expected.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema")?;
     let mut rows = statement.query([])?;
     let mut find = connection.prepare(
@@ -132,7 +147,7 @@ pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Open
     let damaged = |what: &str| OpenError::Damaged { file: file.to_owned(), source: verdict::corrupt(what) };
     let matches = |format: u32| is_schema(connection, format).map_err(failed);
     match u32::try_from(format) {
-        Ok(format) if application == APPLICATION_ID && format > FORMAT => {
+        Ok(format @ 0..NEVER) if application == APPLICATION_ID && format > FORMAT => {
             Err(OpenError::Newer { file: file.to_owned(), found: format, known: FORMAT })
         }
         Ok(0) if fresh => Ok(0),
@@ -141,8 +156,9 @@ pub(super) fn identify(connection: &Connection, file: &Path) -> Result<u32, Open
                 Err(damaged("two tables are said to stand on one page"))
             } else if matches(format)? {
                 Ok(format)
+            } else if is_untouched(connection, format).map_err(failed)? {
+                Err(damaged("a table or an index is not the one that was made"))
             } else {
-                // What SQLite can read was rather altered than damaged.
                 Err(OpenError::Altered { file: file.to_owned() })
             }
         }
