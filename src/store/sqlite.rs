@@ -29,6 +29,7 @@ use crate::store::{self, Accepted, Arrival, Depth, Outlet, Settlement, Store, St
 
 mod accept;
 mod check;
+mod claims;
 mod depths;
 mod directory;
 mod error;
@@ -101,7 +102,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     let file = directory.join(DATABASE);
     let ballast = Ballast::find(&directory);
     // A full disk need not keep what waits from being delivered.
-    let (connection, depths) = loop {
+    let (connection, depths, claims) = loop {
         match load::load(&directory, &metrics) {
             Err(error) if error.is_want_of_room() && ballast.give() => {}
             loaded => break loaded?,
@@ -126,6 +127,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         outlet,
         health: Arc::clone(&health),
         depths: Arc::clone(&depths),
+        claims,
         metrics,
         checkpoint_at: writer::CHECKPOINT_PAGES,
         restart_at: writer::LOG_PAGES_MAX,

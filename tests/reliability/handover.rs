@@ -82,6 +82,7 @@ fn a_take_over_that_cannot_succeed_leaves_the_running_gateway_as_it_was() {
 
     // What a version that is too old would find.
     let database = rusqlite::Connection::open(data.join("countersign.db")).unwrap();
+    let format: i64 = database.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     database.pragma_update(None, "user_version", 1_000).unwrap();
     refused(
         &gateway,
@@ -90,7 +91,7 @@ fn a_take_over_that_cannot_succeed_leaves_the_running_gateway_as_it_was() {
         &["not asking", "has format 1000", "run the version that wrote it"],
     );
     assert_eq!(deliver(&gateway, "d-3"), 200);
-    database.pragma_update(None, "user_version", 1).unwrap();
+    database.pragma_update(None, "user_version", format).unwrap();
     drop(database);
 
     let mut old = gateway;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Transaction, params};
 
+use super::claims::{Claim, Claims};
 use super::row::Prepared;
 use super::work::{Effects, Work};
 use crate::clock::Timestamp;
-use crate::dedup::Key;
 use crate::id::Id;
 use crate::store::{Accepted, Arrival, Lease};
 
@@ -26,19 +26,25 @@ impl Work for Accept {
         self.prepared.bytes(self.arrival.verified.delivery())
     }
 
-    fn apply(&self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<Accepted> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        claims: &mut Claims,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<Accepted> {
         let keys = self.arrival.keys;
         let delivery = self.arrival.verified.delivery();
         let now = self.arrival.at.earliest();
         // The id first: a repetition of the same bytes under the same id is a duplicate, not a replay.
-        if let Some(claim) = claim_of(transaction, keys.id, now)? {
+        let held = |key| claims.find(transaction, key, now);
+        if let Some(claim) = keys.id.map(held).transpose()?.flatten() {
             if self.arrival.revive_dead {
                 revive(transaction, claim.delivery, self.arrival.at.steady.time, effects)?;
             }
             let conflict = claim.body_digest != self.prepared.body_digest;
             return Ok(Accepted::Duplicate { first: claim.delivery, conflict });
         }
-        if let Some(claim) = claim_of(transaction, keys.guard, now)? {
+        if let Some(claim) = keys.guard.map(held).transpose()?.flatten() {
             return Ok(Accepted::Replay { first: claim.delivery });
         }
 
@@ -47,9 +53,8 @@ impl Work for Accept {
         destinations.sort_unstable();
         destinations.dedup();
         self.prepared.insert(transaction, delivery, destinations.len())?;
-        for key in keys.id.iter().chain(&keys.guard) {
-            self.claim(transaction, *key)?;
-        }
+        let claim = Claim { delivery: delivery.id, body_digest: self.prepared.body_digest };
+        claims.add(transaction, keys, &claim, self.arrival.claimed_until)?;
         for destination in destinations {
             self.forward(transaction, destination, effects)?;
         }
@@ -59,17 +64,6 @@ impl Work for Accept {
 }
 
 impl Accept {
-    /// Takes the key; a claim on it that has expired gives way.
-    fn claim(&self, transaction: &Transaction<'_>, key: Key) -> rusqlite::Result<()> {
-        let mut insert = transaction.prepare_cached(
-            "INSERT OR REPLACE INTO claim (key, delivery, body_digest, expires_at) VALUES (?1, ?2, ?3, ?4)",
-        )?;
-        let id = self.arrival.verified.delivery().id;
-        let expires_at = self.arrival.claimed_until.as_millisecond();
-        insert.execute(params![key.as_bytes(), id.as_bytes(), self.prepared.body_digest, expires_at])?;
-        Ok(())
-    }
-
     /// Stores the forward as in flight when its lane has a place for it, so that the lane need not read it again.
     fn forward(
         &self,
@@ -122,7 +116,12 @@ pub(super) struct Revive {
 impl Work for Revive {
     type Output = u64;
 
-    fn apply(&self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<u64> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        _: &mut Claims,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<u64> {
         revive(transaction, self.id, self.now, effects)
     }
 }
@@ -147,25 +146,4 @@ fn revive(
         revived += 1;
     }
     Ok(revived)
-}
-
-struct Claim {
-    delivery: Id,
-    body_digest: [u8; 32],
-}
-
-/// The claim on `key` that holds at `now`.
-fn claim_of(
-    transaction: &Transaction<'_>,
-    key: Option<Key>,
-    now: Timestamp,
-) -> rusqlite::Result<Option<Claim>> {
-    let Some(key) = key else { return Ok(None) };
-    let mut select = transaction
-        .prepare_cached("SELECT delivery, body_digest FROM claim WHERE key = ?1 AND expires_at > ?2")?;
-    select
-        .query_row(params![key.as_bytes(), now.as_millisecond()], |row| {
-            Ok(Claim { delivery: Id::from_bytes(row.get(0)?), body_digest: row.get(1)? })
-        })
-        .optional()
 }

@@ -3,6 +3,7 @@
 
 use rusqlite::Connection;
 
+use super::claims;
 use super::row::{self, LoadError};
 use super::salvage::Finding;
 use super::verdict;
@@ -93,5 +94,6 @@ fn contents(connection: &Connection, checked: &mut Checked) -> rusqlite::Result<
     checked.pending = count("SELECT count(*) FROM forward WHERE settled_at IS NULL")?;
     checked.dead = count("SELECT count(*) FROM forward WHERE state = 'dead'")?;
     checked.claims = count("SELECT count(*) FROM claim")?;
+    checked.problems.extend(claims::contradiction(connection)?);
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::claims::Claims;
 use super::row::{self, LoadError};
 use super::verdict;
 use super::work::{Effects, Work};
@@ -94,7 +95,12 @@ pub(super) struct ReinIn {
 impl Work for ReinIn {
     type Output = u64;
 
-    fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<u64> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        _: &mut Claims,
+        _: &mut Effects<'_>,
+    ) -> rusqlite::Result<u64> {
         let (now, latest) = (self.now.as_millisecond(), self.latest.as_millisecond());
         // Modulo the span they keep their distances: whole backlogs must not fall due in one moment.
         let mut update = transaction.prepare_cached(
@@ -118,6 +124,7 @@ impl Work for Lease {
     fn apply(
         &self,
         transaction: &Transaction<'_>,
+        _: &mut Claims,
         effects: &mut Effects<'_>,
     ) -> rusqlite::Result<Vec<store::Lease>> {
         let mut leases = Vec::with_capacity(self.candidates.len());
@@ -252,7 +259,12 @@ mod tests {
             let now = from_milliseconds(1_000);
             let lease = Lease { destination: "a".into(), candidates: vec![candidate], now };
             let mut effects = Effects::new(&NoLanes);
-            assert!(lease.apply(&transaction, &mut effects).unwrap().is_empty());
+            assert!(
+                lease
+                    .apply(&transaction, &mut Claims::load(&transaction).unwrap(), &mut effects)
+                    .unwrap()
+                    .is_empty()
+            );
             assert_eq!((effects.corrupt.len(), effects.index_damaged), (0, false));
         }
     }
@@ -273,7 +285,12 @@ mod tests {
         let lease = Lease { destination: "a".into(), candidates: vec![candidate], now };
         let transaction = connection.transaction().unwrap();
         let mut effects = Effects::new(&NoLanes);
-        assert!(lease.apply(&transaction, &mut effects).unwrap().is_empty());
+        assert!(
+            lease
+                .apply(&transaction, &mut Claims::load(&transaction).unwrap(), &mut effects)
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!((effects.corrupt.len(), effects.changes.len()), (1, 0));
         assert!(!effects.index_damaged);
         assert_eq!(next_due(&transaction, "a").unwrap(), Some(from_milliseconds(61_000)));

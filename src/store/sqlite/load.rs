@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::claims::Claims;
 use super::depths::Depths;
 use super::salvage::{self, Damage, Finding, Salvaged};
 use super::{DATABASE, OpenError, check, schema, verdict};
@@ -18,7 +19,7 @@ const SMALL: u64 = 64 << 20;
 pub(super) const SCRUB_FIRST: Duration = Duration::from_secs(5);
 
 /// The writer's connection, and how full each lane is; what was in flight waits again. Salvages what is damaged.
-pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
+pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, Depths, Claims), OpenError> {
     let unusable = |source| OpenError::Directory { directory: directory.to_owned(), source };
     let damage = salvage::settle(directory).and_then(|()| salvage::damage(directory)).map_err(unusable)?;
     let suspected = match damage {
@@ -55,7 +56,11 @@ pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, D
 
 /// Opens a database that has to be sound, read `whole` also when it is large: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
 /// are set aside.
-fn load_sound(directory: &Path, whole: bool, metrics: &Metrics) -> Result<(Connection, Depths), OpenError> {
+fn load_sound(
+    directory: &Path,
+    whole: bool,
+    metrics: &Metrics,
+) -> Result<(Connection, Depths, Claims), OpenError> {
     let file = directory.join(DATABASE);
     let failed = |error| schema::failure(&file, error);
     let connection = schema::open_writer(&file)?;
@@ -70,8 +75,9 @@ fn load_sound(directory: &Path, whole: bool, metrics: &Metrics) -> Result<(Conne
         report(&checked.damaged, metrics);
     }
     let depths = resume(&connection).and_then(|()| Depths::load(&connection)).map_err(failed)?;
+    let claims = Claims::load(&connection).map_err(failed)?;
     salvage::note_created(directory);
-    Ok((connection, depths))
+    Ok((connection, depths, claims))
 }
 
 /// Salvages the database and opens what is left.
@@ -79,7 +85,7 @@ fn load_salvaged(
     directory: &Path,
     damage: &str,
     metrics: &Metrics,
-) -> Result<(Connection, Depths), OpenError> {
+) -> Result<(Connection, Depths, Claims), OpenError> {
     let file = directory.join(DATABASE);
     tracing::error!(file = %file.display(), damage, "the store is damaged, salvaging what it holds");
     salvage::salvage(directory, false).map_err(|source| OpenError::unsalvaged(&file, damage, source))?;

@@ -16,13 +16,13 @@ use super::{OpenError, space, verdict};
 pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
 
 /// The format that this version writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// No version will have a format as high as this one: a number above it is a damaged one.
 const NEVER: u32 = 1 << 16;
 
 /// What leads from each format to the next, from an empty file (0) on.
-const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql")];
+const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql"), include_str!("format-2.sql")];
 
 /// What the log keeps of its space when it is begun anew: as much as it usually has, and not what one bad hour made of it.
 const LOG_KEPT: i64 = 8 << 20;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::claims::Claims;
 use super::work::{Effects, Work};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::forward::Progress;
@@ -12,7 +13,12 @@ use crate::store::{AttemptRecord, Settlement};
 impl Work for Settlement {
     type Output = ();
 
-    fn apply(&self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        _: &mut Claims,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<()> {
         let (state, due_at, attempts) = match self.next {
             Progress::Waiting { due_at, attempts } => ("waiting", Some(due_at), attempts),
             Progress::Delivered => ("delivered", None, self.attempt),

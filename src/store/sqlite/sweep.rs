@@ -3,6 +3,7 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::claims::Claims;
 use super::work::{Effects, Work};
 use crate::clock::{DIFFERENCE_MAX, Timestamp, earlier};
 use crate::id::Id;
@@ -44,7 +45,12 @@ impl Work for Sweep {
     /// What was removed, and the next stage while there is one.
     type Output = (Swept, Option<Stage>);
 
-    fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<Self::Output> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        _: &mut Claims,
+        _: &mut Effects<'_>,
+    ) -> rusqlite::Result<Self::Output> {
         let before = self.before.as_millisecond();
         match &self.stage {
             Stage::Settled(after) => {
@@ -128,7 +134,7 @@ fn unrouted(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64>
 
 fn claims(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64> {
     let mut delete = transaction.prepare_cached(
-        "DELETE FROM claim WHERE key IN (SELECT key FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
+        "DELETE FROM claim WHERE rowid IN (SELECT rowid FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
     )?;
     Ok(delete.execute([before, ROWS_MAX])? as u64)
 }
@@ -164,12 +170,13 @@ mod tests {
                 "INSERT INTO forward SELECT ?1, 'a', 'delivered', ?2, 1, ?2, 0, ?2, NULL WHERE ?3 > 0";
             transaction.execute(forward, params![id.as_bytes(), n, forwards]).unwrap();
         }
+        let mut claims = Claims::load(&transaction).unwrap();
         let begin = if forwards > 0 { Stage::Settled(None) } else { Stage::Unrouted };
         let (mut stage, mut removed) = (Some(begin), Vec::new());
         while let Some(next @ (Stage::Settled(_) | Stage::Unrouted)) = stage {
             let now = from_milliseconds(1_000_000);
             let sweep = Sweep { now, before: now, stage: next };
-            let (swept, after) = sweep.apply(&transaction, &mut Effects::new(&NoLanes)).unwrap();
+            let (swept, after) = sweep.apply(&transaction, &mut claims, &mut Effects::new(&NoLanes)).unwrap();
             removed.extend((swept.deliveries > 0).then_some(swept.deliveries));
             stage = after;
         }

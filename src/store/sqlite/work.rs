@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rusqlite::Transaction;
 use tokio::sync::oneshot;
 
+use super::claims::Claims;
 use super::depths::Change;
 use crate::clock::Timestamp;
 use crate::id::Id;
@@ -29,6 +30,7 @@ pub(super) trait Work: Send + 'static {
     fn apply(
         &self,
         transaction: &Transaction<'_>,
+        claims: &mut Claims,
         effects: &mut Effects<'_>,
     ) -> rusqlite::Result<Self::Output>;
 }
@@ -84,7 +86,12 @@ impl<'o> Effects<'o> {
 pub(super) trait Queued: Send {
     fn adds(&self) -> bool;
     fn bytes(&self) -> usize;
-    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()>;
+    fn apply(
+        &mut self,
+        transaction: &Transaction<'_>,
+        claims: &mut Claims,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<()>;
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
 }
 
@@ -112,8 +119,13 @@ impl<W: Work> Queued for Job<W> {
         self.work.bytes()
     }
 
-    fn apply(&mut self, transaction: &Transaction<'_>, effects: &mut Effects<'_>) -> rusqlite::Result<()> {
-        self.output = Some(self.work.apply(transaction, effects)?);
+    fn apply(
+        &mut self,
+        transaction: &Transaction<'_>,
+        claims: &mut Claims,
+        effects: &mut Effects<'_>,
+    ) -> rusqlite::Result<()> {
+        self.output = Some(self.work.apply(transaction, claims, effects)?);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::claims::Claims;
 use super::depths::Depths;
 use super::directory::Held;
 use super::health::Health;
@@ -42,6 +43,7 @@ pub(super) struct Writer {
     pub(super) outlet: Arc<dyn Outlet>,
     pub(super) health: Arc<Health>,
     pub(super) depths: Arc<Depths>,
+    pub(super) claims: Claims,
     pub(super) metrics: Metrics,
     /// Pages in the log at which it is copied next.
     pub(super) checkpoint_at: i64,
@@ -93,6 +95,7 @@ impl Writer {
                 if index_damaged {
                     self.health.latch_damaged(verdict::NOT_IN_TABLE);
                 }
+                self.tend_claims();
                 self.checkpoint();
             }
             Err(Failure::All(StoreError::DiskFull)) => self.process_in_little_room(batch),
@@ -169,7 +172,7 @@ impl Writer {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for (index, job) in batch.iter_mut().enumerate() {
                 current = Some(index);
-                job.apply(&transaction, &mut effects)?;
+                job.apply(&transaction, &mut self.claims, &mut effects)?;
             }
             current = None;
             transaction.commit()
@@ -202,6 +205,18 @@ impl Writer {
         }
         for destination in effects.wakes {
             self.outlet.wake(&destination);
+        }
+    }
+
+    /// Makes the claims of many batches quick to find, after everyone has been answered.
+    fn tend_claims(&mut self) {
+        if self.health.latched().is_some() {
+            return;
+        }
+        // Full and busy pass, and the claims can be found as they are; anything else latches, which says so.
+        if let Err(error) = self.claims.tend(&self.connection) {
+            let error = verdict::judge(&error, &self.connection, &self.health);
+            tracing::debug!(%error, "claims not moved into a run");
         }
     }
 
@@ -299,7 +314,12 @@ pub(super) mod tests {
             if ADDS { BYTES_MAX / 2 } else { 0 }
         }
 
-        fn apply(&self, transaction: &Transaction<'_>, _: &mut Effects<'_>) -> rusqlite::Result<usize> {
+        fn apply(
+            &self,
+            transaction: &Transaction<'_>,
+            _: &mut Claims,
+            _: &mut Effects<'_>,
+        ) -> rusqlite::Result<usize> {
             assert_ne!(self.0, "panic");
             match self.0.strip_prefix("READ ") {
                 Some(sql) => transaction.query_row(sql, [], |row| row.get::<_, u8>(0)).map(usize::from),
@@ -326,6 +346,7 @@ pub(super) mod tests {
         connection.execute_batch("CREATE TABLE meter (n); INSERT INTO meter VALUES (0)").unwrap();
         Writer {
             depths: Arc::new(Depths::load(&connection).unwrap()),
+            claims: Claims::load(&connection).unwrap(),
             connection,
             queue: mpsc::channel(1).1,
             outlet: Arc::new(NoLanes),

@@ -28,6 +28,7 @@ impl<'c> Staging<'c> {
                  settled_at, last_outcome, rank);
              CREATE TABLE found_entry (delivery, destination, state, due_at, pending_since, settled_at, rank);
              CREATE TABLE found_claim (key, delivery, body_digest, expires_at, rank);
+             CREATE TABLE held_claim (key PRIMARY KEY, delivery, body_digest, expires_at) WITHOUT ROWID;
              CREATE TABLE due_claim (key, delivery, body_digest, received_at);
              CREATE TABLE known (id PRIMARY KEY, certain, name) WITHOUT ROWID;
              CREATE TABLE wanted (id PRIMARY KEY) WITHOUT ROWID;
@@ -104,13 +105,19 @@ impl<'c> Staging<'c> {
                     params![id, destination, settled_at, rank],
                 )
             }
-            [Blob(key), Blob(id), Blob(digest), Integer(expires_at), ..]
-                if key.len() == 32 && id.len() == 16 && digest.len() == 32 =>
+            [id_key @ (Blob(_) | Null), Blob(id), Blob(digest), Integer(expires_at), others @ ..]
+                if id.len() == 16 && digest.len() == 32 =>
             {
-                self.insert(
-                    "INSERT INTO found_claim VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![key, id, digest, expires_at, rank],
-                )
+                // In format 1 a guard had a row of its own.
+                for key in [Some(id_key), others.first()].into_iter().flatten() {
+                    if matches!(key, Blob(bytes) if bytes.len() == 32) {
+                        self.insert(
+                            "INSERT INTO found_claim VALUES (?1, ?2, ?3, ?4, ?5)",
+                            params![key, id, digest, expires_at, rank],
+                        )?;
+                    }
+                }
+                Ok(())
             }
             [
                 Blob(id),
@@ -214,7 +221,8 @@ impl<'c> Staging<'c> {
         self.connection.execute_batch(CLAIMS)?;
         let salvaged = self.report()?;
         self.connection.execute_batch(
-            "DROP TABLE found_forward; DROP TABLE found_entry; DROP TABLE found_claim; DROP TABLE due_claim;
+            "DROP TABLE found_forward; DROP TABLE found_entry; DROP TABLE found_claim; DROP TABLE held_claim;
+             DROP TABLE due_claim;
              DROP TABLE known; DROP TABLE wanted; DROP TABLE finding",
         )?;
         Ok(salvaged)
@@ -427,7 +435,7 @@ mod tests {
         let staging = Staging::new(&connection).unwrap();
         let sql = "INSERT INTO forward VALUES (x'01', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL),
                 (x'02', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL), (x'03', 'a', 'dead', 5, 1, 5, 0, 5, NULL);
-            INSERT INTO claim VALUES (x'01', x'01', x'01', 5);
+            INSERT INTO claim VALUES (x'01', x'01', x'01', 5, NULL);
             WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 10010)
                 INSERT INTO finding SELECT zeroblob(16), 'x', 0 FROM i";
         connection.execute_batch(sql).unwrap();

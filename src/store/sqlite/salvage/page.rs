@@ -105,9 +105,10 @@ impl Pages {
         Ok((bytes, place.rank))
     }
 
-    /// Whether each page is one of a small tree, and none has a row: a store with nothing in it.
+    /// Whether each page that holds something is one of a small tree, and none has a row: a store with nothing in it.
     pub(super) fn is_empty(&self) -> io::Result<bool> {
-        for number in 2..=self.count {
+        let free = self.free()?;
+        for number in (2..=self.count).filter(|number| !free.contains(number)) {
             let (page, _) = self.read(number)?;
             if !matches!(Kind::of(page[0]), Some(Kind::TableLeaf | Kind::IndexLeaf)) || half(&page, 3) > 0 {
                 return Ok(false);
@@ -358,8 +359,8 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// What there is of page 13 of a database in whose log each of three commits wrote it anew, when these frames of it
-    /// are damaged: the text on it, and how new that is.
+    /// What there is of a page that each of three commits in the log wrote anew, when these frames of it are damaged: the
+    /// text on it, and how new that is.
     fn newest(copied: bool, damaged: &[usize]) -> (Option<&'static str>, i64) {
         const FRAME: usize = 24 + PAGE_SIZE;
         let root = tempfile::tempdir().unwrap();
@@ -380,13 +381,15 @@ mod tests {
         for suffix in ["", "-wal", "-shm"] {
             std::fs::copy(beside(&path, suffix), beside(&copy, suffix)).unwrap();
         }
+        let root_page = "SELECT rootpage FROM sqlite_schema WHERE name = 'x'";
+        let number = connection.query_row(root_page, [], |row| row.get(0)).unwrap();
         let mut log = std::fs::read(beside(&copy, "-wal")).unwrap();
         assert_eq!(log.len(), 32 + 3 * FRAME);
         for frame in damaged {
             log[32 + frame * FRAME + 24 + 100] ^= 1;
         }
         std::fs::write(beside(&copy, "-wal"), log).unwrap();
-        let (page, rank) = Pages::open(&copy).unwrap().read(13).unwrap();
+        let (page, rank) = Pages::open(&copy).unwrap().read(number).unwrap();
         let has = |text: &&str| page.windows(text.len()).any(|bytes| bytes == text.as_bytes());
         (["none", "old", "mid", "new"].into_iter().find(has), rank)
     }
