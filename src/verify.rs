@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
+use sha2::{Digest as _, Sha256};
 
 use crate::clock::Timestamp;
 use crate::delivery::{Delivery, Received, Verification};
@@ -29,7 +30,7 @@ pub use window::Window;
 
 pub(crate) use mac::SECRET_BYTES_MIN;
 
-use check::Checker;
+use check::{Checker, Signed};
 use locate::Request;
 
 /// What happens to a request that fails its verification.
@@ -177,7 +178,7 @@ impl Verifier {
                 let facts = Facts {
                     delivery_id: proof.delivery_id,
                     event: proof.event,
-                    signed_digest: proof.signed_digest,
+                    signed: proof.signed,
                     observed: None,
                 };
                 Ok(Verified::new(received, verification, facts))
@@ -187,7 +188,7 @@ impl Verifier {
                 let facts = Facts {
                     delivery_id: checker.delivery_id(&request).ok().flatten(),
                     event: checker.event(&request).ok().flatten(),
-                    signed_digest: None,
+                    signed: None,
                     observed: Some(refusal),
                 };
                 Ok(Verified::new(received, self.unproven(), facts))
@@ -204,6 +205,7 @@ impl Verifier {
 #[derive(Debug, Clone)]
 pub struct Verified {
     delivery: Arc<Delivery>,
+    body_digest: [u8; 32],
     signed_digest: Option<[u8; 32]>,
     observed: Option<Refusal>,
 }
@@ -212,14 +214,19 @@ pub struct Verified {
 struct Facts {
     delivery_id: Option<String>,
     event: Option<String>,
-    signed_digest: Option<[u8; 32]>,
+    signed: Option<Signed>,
     observed: Option<Refusal>,
 }
 
 impl Verified {
     fn new(received: Received, verification: Verification, facts: Facts) -> Self {
         let Received { id, source, received_at, sender, method, target, headers, body } = received;
-        let Facts { delivery_id, event, signed_digest, observed } = facts;
+        let Facts { delivery_id, event, signed, observed } = facts;
+        let body_digest = Sha256::digest(&body).into();
+        let signed_digest = signed.map(|signed| match signed {
+            Signed::Body => body_digest,
+            Signed::More(digest) => digest,
+        });
         let delivery = Delivery {
             id,
             source,
@@ -233,12 +240,17 @@ impl Verified {
             body,
             verification,
         };
-        Self { delivery: Arc::new(delivery), signed_digest, observed }
+        Self { delivery: Arc::new(delivery), body_digest, signed_digest, observed }
     }
 
     /// The delivery.
     pub fn delivery(&self) -> &Arc<Delivery> {
         &self.delivery
+    }
+
+    /// SHA-256 of the body.
+    pub fn body_digest(&self) -> &[u8; 32] {
+        &self.body_digest
     }
 
     /// SHA-256 of exactly the signed bytes, when a copy of them could come again as something new: when id or

@@ -1,115 +1,83 @@
-//! In front of the store's exact claims: a bounded cache that answers most duplicates without a write, and single
-//! flight, so that concurrent copies wait for the first instead of queueing behind it in the store. The cache only
+//! In front of the store's exact claims: a bounded table that answers most duplicates without asking it, and single
+//! flight, so that concurrent copies wait for the first instead of queueing behind it in the store. The table only
 //! knows what this process has seen the store make durable; when the first copy fails, the next takes over.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use moka::future::Cache;
-use sha2::{Digest as _, Sha256};
-
-use crate::clock::{Timestamp, elapsed};
-use crate::dedup::Key;
-use crate::id::Id;
+use self::flights::Flights;
+use self::recent::{Recent, Seen};
 use crate::store::{Accepted, Arrival, Store, StoreError};
+
+mod flights;
+mod recent;
 
 pub(super) struct Gate {
     store: Arc<dyn Store>,
-    seen: Cache<Key, Seen>,
-}
-
-/// A durable claim.
-#[derive(Clone, Copy)]
-struct Seen {
-    first: Id,
-    body: [u8; 32],
-    claimed_until: Timestamp,
-    /// The rest of the claim's life when it was remembered.
-    keep: Duration,
-}
-
-/// Why a flight left nothing to remember.
-#[derive(Clone)]
-enum Unclaimed {
-    /// The first copy's signed bytes were claimed before.
-    Replay {
-        first: Id,
-        guard: Option<Key>,
-    },
-    /// The store knew the first one. A copy does not tell what that one's body was, nor until when it is claimed.
-    Duplicate,
-    Failed,
+    recent: Recent,
+    flights: Flights,
 }
 
 impl Gate {
+    /// Remembers about so many claims.
     pub(super) fn new(store: Arc<dyn Store>, entries: u64) -> Self {
-        let seen = Cache::builder().max_capacity(entries).expire_after(UntilClaimEnds).build();
-        Self { store, seen }
+        Self { store, recent: Recent::new(entries), flights: Flights::default() }
     }
 
     pub(super) fn entries(&self) -> i64 {
-        i64::try_from(self.seen.entry_count()).unwrap_or(i64::MAX)
+        self.recent.entries()
     }
 
     /// Claims and stores; durable when it returns `Ok`.
     pub(super) async fn claim(&self, arrival: Arrival) -> Result<Accepted, StoreError> {
         // No id and nothing signed: nothing that could make it a duplicate.
         let Some(key) = arrival.keys.first() else { return self.store.accept(arrival).await };
-        let delivery = Arc::clone(arrival.verified.delivery());
-        let body: [u8; 32] = Sha256::digest(&delivery.body).into();
-        loop {
-            let mut own = None;
-            let flight = async {
-                let accepted = self.store.accept(arrival.clone()).await;
-                own = Some(accepted.clone());
-                match accepted.map_err(|_| Unclaimed::Failed)? {
-                    Accepted::Stored => {}
-                    Accepted::Duplicate { .. } => return Err(Unclaimed::Duplicate),
-                    Accepted::Replay { first } => {
-                        return Err(Unclaimed::Replay { first, guard: arrival.keys.guard });
-                    }
-                }
-                let keep = elapsed(arrival.at.earliest(), arrival.claimed_until);
-                Ok(Seen { first: delivery.id, body, claimed_until: arrival.claimed_until, keep })
-            };
-            let shared = self.seen.try_get_with(key, flight).await;
-            if let Some(own) = own {
-                return own;
+        let mut flight = loop {
+            if let Some(seen) = self.recent.get(key, arrival.at.earliest()) {
+                return self.repeated(&arrival, &seen).await;
             }
-            match shared {
-                Ok(seen) if seen.claimed_until <= arrival.at.earliest() => self.seen.invalidate(&key).await,
-                Ok(seen) if arrival.keys.id.is_none() => return Ok(Accepted::Replay { first: seen.first }),
-                Ok(seen) => {
-                    if arrival.revive_dead {
-                        self.store.revive(seen.first, arrival.at.steady.time).await?;
-                    }
-                    return Ok(Accepted::Duplicate { first: seen.first, conflict: seen.body != body });
-                }
-                Err(unclaimed) => match &*unclaimed {
-                    Unclaimed::Replay { first, guard } if *guard == arrival.keys.guard => {
-                        return Ok(Accepted::Replay { first: *first });
-                    }
-                    // Neither another copy's failure is ours, nor that it was a replay of something else under our
-                    // id: an id that is not signed can be put on any captured request.
-                    Unclaimed::Replay { .. } | Unclaimed::Duplicate | Unclaimed::Failed => {}
-                },
+            match self.flights.begin(key).await {
+                Ok(flight) => break flight,
+                // Each gets an answer of its own. Another copy's is not ours: that it was a replay of something else under
+                // our id says nothing of us, since an id that is not signed can be put on any captured request.
+                Err(known) if known => return self.store.accept(arrival).await,
+                Err(_) => {}
             }
+        };
+        let seen = Seen {
+            first: arrival.verified.delivery().id,
+            body: beginning(&arrival),
+            claimed_until: arrival.claimed_until,
+        };
+        let accepted = self.store.accept(arrival).await?;
+        match accepted {
+            Accepted::Stored => self.recent.put(key, &seen),
+            // Neither tells what the first one's body was, nor until when it is claimed.
+            Accepted::Duplicate { .. } | Accepted::Replay { .. } => flight.note_known(),
         }
+        Ok(accepted)
+    }
+
+    async fn repeated(&self, arrival: &Arrival, seen: &Seen) -> Result<Accepted, StoreError> {
+        if arrival.keys.id.is_none() {
+            return Ok(Accepted::Replay { first: seen.first });
+        }
+        if arrival.revive_dead {
+            self.store.revive(seen.first, arrival.at.steady.time).await?;
+        }
+        Ok(Accepted::Duplicate { first: seen.first, conflict: seen.body != beginning(arrival) })
     }
 }
 
-/// Entries leave by time; by count only beyond the cache's bound, where the store answers instead.
-struct UntilClaimEnds;
-
-impl moka::Expiry<Key, Seen> for UntilClaimEnds {
-    fn expire_after_create(&self, _: &Key, seen: &Seen, _: Instant) -> Option<Duration> {
-        Some(seen.keep)
-    }
+/// The beginning of the digest of its body, by which a repetition is told from a conflict.
+fn beginning(arrival: &Arrival) -> u32 {
+    let digest = arrival.verified.body_digest();
+    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::Duration;
 
     use async_trait::async_trait;
     use bytes::Bytes;
@@ -117,9 +85,10 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::clock::{Moment, Steady, from_milliseconds, later};
+    use crate::clock::{Moment, Steady, Timestamp, from_milliseconds, later};
     use crate::dedup::Keys;
     use crate::delivery::{Delivery, Received};
+    use crate::id::Id;
     use crate::secret::Secret;
     use crate::store::{Depth, Lease, Settlement, Swept};
     use crate::verify::{Enforcement, Message, NamedSecret, Signer, Verified, Verifier, Window, preset};
@@ -275,29 +244,12 @@ mod tests {
         store.go.notify_one();
         assert_eq!(gate.entries(), 0);
         assert_eq!(gate.claim(arrival("d-1", "{}", 0)).await, Ok(Accepted::Stored));
-        gate.seen.run_pending_tasks().await;
         assert_eq!(gate.entries(), 1);
         let duplicate = gate.claim(arrival("d-1", "other", 59_000)).await;
         assert!(matches!(duplicate, Ok(Accepted::Duplicate { conflict: true, .. })), "{duplicate:?}");
         assert_eq!(*store.revived.lock().unwrap(), 1);
         store.go.notify_one();
         assert_eq!(gate.claim(arrival("d-1", "{}", 60_000)).await, Ok(Accepted::Stored));
-    }
-
-    #[tokio::test]
-    async fn an_entry_leaves_when_its_claim_has_ended() {
-        let (store, gate) = gate(vec![Ok(Accepted::Stored)]);
-        store.go.notify_one();
-        let arrival = arrival("d-1", "{}", 0);
-        let short = Arrival { claimed_until: later(arrival.at.wall, Duration::from_millis(1)), ..arrival };
-        assert_eq!(gate.claim(short).await, Ok(Accepted::Stored));
-        let gone = async {
-            while gate.entries() > 0 || gate.seen.iter().next().is_some() {
-                gate.seen.run_pending_tasks().await;
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
     }
 
     /// A wall clock set a day ahead used to end it.
@@ -339,16 +291,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn copies_without_an_id_are_replays_and_ask_the_store_once() {
+    async fn copies_without_an_id_are_replays_and_wait_for_the_first() {
         let nameless = || {
             let arrival = arrival("d-1", "{}", 0);
             Arrival { keys: Keys { id: None, ..arrival.keys }, ..arrival }
         };
         let first = Id::new(from_milliseconds(NOW), [1; 10]);
-        for (answer, replay_of) in
-            [(Accepted::Stored, nameless().verified.delivery().id), (Accepted::Replay { first }, first)]
+        let own = nameless().verified.delivery().id;
+        // The copies of what the store had known ask it themselves, all at once.
+        for (answer, replay_of, asked) in
+            [(Accepted::Stored, own, 1), (Accepted::Replay { first }, first, 10)]
         {
-            let (store, gate) = gate(vec![Ok(answer)]);
+            let (store, gate) = gate(vec![Ok(answer); asked]);
             let copies: Vec<_> = (0..10)
                 .map(|_| {
                     let gate = Arc::clone(&gate);
@@ -357,13 +311,15 @@ mod tests {
                 .collect();
             in_flight(&store, 1).await;
             store.go.notify_one();
+            in_flight(&store, asked).await;
+            store.go.notify_waiters();
             let mut answers = Vec::new();
             for copy in copies {
                 answers.push(copy.await.unwrap());
             }
             assert_eq!(answers.remove(0), answer);
             assert!(answers.iter().all(|copy| *copy == Accepted::Replay { first: replay_of }), "{answers:?}");
-            assert_eq!(*store.accepts.lock().unwrap(), 1);
+            assert_eq!(*store.accepts.lock().unwrap(), asked);
         }
     }
 

@@ -212,7 +212,7 @@ impl Store for Sqlite {
         if let Some(fault) = self.health.fault() {
             return Err(fault);
         }
-        let prepared = Prepared::new(arrival.verified.delivery());
+        let prepared = Prepared::new(&arrival.verified);
         let (job, answer) = work::job(Accept { arrival, prepared });
         self.queue()?.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,

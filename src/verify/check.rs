@@ -42,8 +42,16 @@ pub(super) struct Proof {
     pub(super) skew_seconds: Option<i64>,
     pub(super) delivery_id: Option<String>,
     pub(super) event: Option<String>,
-    /// Of exactly the signed bytes, where delivery id or timestamp are not among them.
-    pub(super) signed_digest: Option<[u8; 32]>,
+    /// Where delivery id or timestamp are not among the signed bytes.
+    pub(super) signed: Option<Signed>,
+}
+
+/// Exactly the signed bytes.
+#[derive(Debug)]
+pub(super) enum Signed {
+    Body,
+    /// By their SHA-256.
+    More([u8; 32]),
 }
 
 /// What a request puts forward: well-formed, not yet believed.
@@ -119,7 +127,10 @@ impl Checker {
             skew_seconds: timestamp.map(|(_, at)| now.as_second() - at.as_second()),
             delivery_id,
             event: self.event(request)?,
-            signed_digest: pieces.filter(|_| !all_covered).map(|pieces| digest(&pieces)),
+            signed: pieces.filter(|_| !all_covered).map(|pieces| match (&*pieces, request.body) {
+                ([piece], Some(body)) if std::ptr::eq::<[u8]>(&**piece, body) => Signed::Body,
+                (pieces, _) => Signed::More(digest(pieces)),
+            }),
         })
     }
 

@@ -41,7 +41,7 @@ impl Work for Accept {
             if self.arrival.revive_dead {
                 revive(transaction, claim.delivery, self.arrival.at.steady.time, effects)?;
             }
-            let conflict = claim.body_digest != self.prepared.body_digest;
+            let conflict = claim.body_digest != *self.arrival.verified.body_digest();
             return Ok(Accepted::Duplicate { first: claim.delivery, conflict });
         }
         if let Some(claim) = keys.guard.map(held).transpose()?.flatten() {
@@ -53,7 +53,7 @@ impl Work for Accept {
         destinations.sort_unstable();
         destinations.dedup();
         self.prepared.insert(transaction, delivery, destinations.len())?;
-        let claim = Claim { delivery: delivery.id, body_digest: self.prepared.body_digest };
+        let claim = Claim { delivery: delivery.id, body_digest: *self.arrival.verified.body_digest() };
         claims.add(transaction, keys, &claim, self.arrival.claimed_until)?;
         for destination in destinations {
             self.forward(transaction, destination, effects)?;

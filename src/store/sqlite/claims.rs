@@ -3,7 +3,8 @@
 //! memory. A filter over the runs answers "never" without a read. Runs, filter and index say only where to look: a claim
 //! is what stands in the table, and everything else can be made anew from it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -28,13 +29,25 @@ pub(super) struct Claim {
     pub(super) body_digest: [u8; 32],
 }
 
+/// The beginnings of keys with their claims' rows.
+#[derive(Debug, Default)]
+struct Recent {
+    latest: HashMap<u64, i64, BuildHasherDefault<AsItIs>>,
+    /// Those for whose keys there is a later one: expired, or rolled back.
+    before: BTreeSet<(u64, i64)>,
+}
+
+/// Beginnings of digests need no hashing.
+#[derive(Default)]
+struct AsItIs(u64);
+
 /// Where claims stand.
 #[derive(Debug)]
 pub(super) struct Claims {
     /// The row of the next claim. None is used twice: a place that is remembered in vain leads nowhere.
     next: i64,
-    /// The beginnings of keys with their claims' rows, of what is in no run yet.
-    recent: BTreeSet<(u64, i64)>,
+    /// What is in no run yet.
+    recent: Recent,
     /// How many recent keys the next run waits for.
     run_at: usize,
     /// The last rows of the runs, oldest first.
@@ -47,7 +60,7 @@ impl Claims {
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let mut claims = Self {
             next: 1,
-            recent: BTreeSet::new(),
+            recent: Recent::default(),
             run_at: RUN_KEYS,
             runs: Vec::new(),
             filter: Filter::default(),
@@ -71,7 +84,7 @@ impl Claims {
             let at: i64 = row.get(0)?;
             for column in [1, 2] {
                 let key: Option<[u8; 32]> = row.get(column)?;
-                claims.recent.extend(key.map(|key| (start_of(&key), at)));
+                key.iter().for_each(|key| claims.recent.insert(start_of(key), at));
             }
             claims.next = at + 1;
             if claims.recent.len() >= RUN_KEYS {
@@ -89,8 +102,8 @@ impl Claims {
         now: Timestamp,
     ) -> rusqlite::Result<Option<Claim>> {
         let start = start_of(key.as_bytes());
-        for (_, row) in self.recent.range((start, i64::MIN)..=(start, i64::MAX)).rev() {
-            if let Some(claim) = claim_at(connection, *row, key, now)? {
+        for row in self.recent.rows(start) {
+            if let Some(claim) = claim_at(connection, row, key, now)? {
                 return Ok(Some(claim));
             }
         }
@@ -133,7 +146,9 @@ impl Claims {
             expires_at.as_millisecond(),
             keys.guard.as_ref().map(Key::as_bytes),
         ])?;
-        self.recent.extend(keys.id.iter().chain(&keys.guard).map(|key| (start_of(key.as_bytes()), row)));
+        for key in keys.id.iter().chain(&keys.guard) {
+            self.recent.insert(start_of(key.as_bytes()), row);
+        }
         Ok(())
     }
 
@@ -154,7 +169,8 @@ impl Claims {
         let transaction = connection.unchecked_transaction()?;
         let mut insert = transaction.prepare_cached("INSERT INTO claim_run VALUES (?1, ?2, ?3)")?;
         let mut keys = Vec::new();
-        let mut recent = self.recent.iter().peekable();
+        let recent = self.recent.sorted();
+        let mut recent = recent.iter().peekable();
         while let Some((start, row)) = recent.next() {
             keys.extend_from_slice(&start.to_be_bytes());
             // A run is far from being so long.
@@ -174,8 +190,9 @@ impl Claims {
         gone.into_iter().for_each(|run| self.filter.remove(run));
         self.runs.push(run);
         self.filter.add(run);
-        self.filter.insert(run, self.recent.iter().map(|(start, _)| *start));
-        self.recent.clear();
+        self.filter.insert(run, self.recent.latest.keys().copied());
+        self.recent.latest.clear();
+        self.recent.before.clear();
         Ok(())
     }
 
@@ -192,6 +209,45 @@ impl Claims {
             before = *run;
         }
         Ok(gone)
+    }
+}
+
+impl Recent {
+    fn len(&self) -> usize {
+        self.latest.len() + self.before.len()
+    }
+
+    fn insert(&mut self, start: u64, row: i64) {
+        if let Some(before) = self.latest.insert(start, row) {
+            self.before.insert((start, before));
+        }
+    }
+
+    /// The rows of claims whose keys begin like this, the latest first.
+    fn rows(&self, start: u64) -> impl Iterator<Item = i64> {
+        let before = self.before.range((start, i64::MIN)..=(start, i64::MAX)).rev();
+        self.latest.get(&start).into_iter().chain(before.map(|(_, row)| row)).copied()
+    }
+
+    fn sorted(&self) -> Vec<(u64, i64)> {
+        let mut all: Vec<_> = self.latest.iter().map(|(start, row)| (*start, *row)).collect();
+        all.extend(&self.before);
+        all.sort_unstable();
+        all
+    }
+}
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only numbers are hashed")
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
     }
 }
 

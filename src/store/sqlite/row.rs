@@ -15,13 +15,12 @@ use crate::clock::from_milliseconds;
 use crate::delivery::{Delivery, Verification};
 use crate::id::Id;
 use crate::pages::{LARGE_BYTES, Pages};
+use crate::verify::Verified;
 
 /// What is computed of a delivery before it is queued, so that the writer does not have to.
 #[derive(Debug)]
 pub(super) struct Prepared {
     headers: Vec<u8>,
-    /// SHA-256 of the body.
-    pub(super) body_digest: [u8; 32],
     checksum: Checksum,
 }
 
@@ -40,11 +39,11 @@ pub(super) enum LoadError {
 }
 
 impl Prepared {
-    pub(super) fn new(delivery: &Delivery) -> Self {
+    pub(super) fn new(verified: &Verified) -> Self {
+        let delivery = verified.delivery();
         let headers = encode_headers(&delivery.headers);
-        let body_digest: [u8; 32] = Sha256::digest(&delivery.body).into();
-        let checksum = checksum(delivery, &headers, &body_digest);
-        Self { headers, body_digest, checksum }
+        let checksum = checksum(delivery, &headers, verified.body_digest());
+        Self { headers, checksum }
     }
 
     /// Bytes that the row takes, roughly.
