@@ -40,8 +40,8 @@ struct Bound {
 }
 
 const BOUNDS: [Bound; 2] = [
-    Bound { body_bytes: 1 << 10, allocations: 68.1, bytes_max: 14_000.0 },
-    Bound { body_bytes: 64 << 10, allocations: 71.4, bytes_max: 50_000.0 },
+    Bound { body_bytes: 1 << 10, allocations: 48.2, bytes_max: 9_000.0 },
+    Bound { body_bytes: 64 << 10, allocations: 51.0, bytes_max: 45_000.0 },
 ];
 
 #[test]

@@ -36,8 +36,8 @@ impl End {
     }
 }
 
-/// Attempts `lease` after `wait`; holds `slot` until the end has been written down, so that a store that cannot write
-/// slows the lane down.
+/// Attempts `lease` after `wait`. Its place is free when the backend has answered and the end is among those that wait to be
+/// written down: so many that a store that cannot write slows the lane down.
 pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, slot: Slot, wait: Duration) {
     if !wait.is_zero() {
         tokio::select! {
@@ -75,15 +75,20 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     // A cut attempt is due again at once; otherwise the backend's state of health decides.
     let input = if cut { Input::Interrupted } else { Input::Answered { outcome, retry_after } };
     let record = AttemptRecord { started_at, duration, outcome: outcome.label(), status, detail };
-    conclude(&lane, &*store, &destination, lease, input, Some(record)).await;
+    let _end = lane.ends.acquire().await;
+    let conclusion = conclude(&lane, &*store, &destination, lease, input, Some(record));
     if outcome == Outcome::GatewayResources {
+        conclusion.await;
         // Its place rests too: what else waits would fare no better, at the price of two commits each.
         tokio::select! {
             () = lane.stop.cancelled() => {}
             () = sleep(RESOURCES_PAUSE) => {}
         }
+        lane.end(slot);
+    } else {
+        lane.end(slot);
+        conclusion.await;
     }
-    lane.end(slot);
 }
 
 async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease: &Lease) -> End {

@@ -16,6 +16,10 @@ use crate::store::Slot;
 
 mod refill;
 
+/// Ends of attempts that may wait to be written down while other attempts begin. A crash repeats so many forwards at most,
+/// beside those that are running.
+const ENDS_MAX: usize = 128;
+
 /// What a lane does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaneState {
@@ -62,6 +66,8 @@ pub(super) struct Lane {
     pub(super) name: Arc<str>,
     /// One permit per attempt that may run.
     pub(super) slots: Arc<Semaphore>,
+    /// One permit per end of an attempt that may wait for the store.
+    pub(super) ends: Semaphore,
     /// Set when the destination is gone or the gateway drains: no attempt begins any more.
     pub(super) stop: CancellationToken,
     /// Wakes the refill task; keeps one call for when it is busy, so none is lost.
@@ -98,6 +104,7 @@ impl Lane {
         let lane = Self {
             name: Arc::clone(&destination.name),
             slots: Arc::new(Semaphore::new(destination.concurrency.get())),
+            ends: Semaphore::new(ENDS_MAX),
             stop: shared.stop.child_token(),
             poke: Notify::new(),
             state: Mutex::new(State {

@@ -230,6 +230,25 @@ async fn a_store_that_fails_for_a_while_loses_nothing() {
     assert_eq!(backend.count(), 10, "what is settled late is not sent again");
 }
 
+/// A backend that answers at once waited for the store's commits: four places took four forwards in the time of one.
+#[tokio::test]
+async fn places_do_not_wait_for_the_store_and_a_store_that_cannot_write_stops_the_lane() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let store = Arc::new(MemoryStore::default());
+    store.failing_settlements.store(u32::MAX, Ordering::SeqCst);
+    for _ in 0..300 {
+        store.put(delivery(b"{}"), "legacy");
+    }
+    let gateway = Gateway::start_with(store, [destination("legacy", &backend.url("/"))]);
+    // What may wait to be written down, and the lane's four places.
+    eventually("no more can begin", || backend.count() == 128 + 4).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((backend.count(), gateway.delivered()), (128 + 4, 0));
+    gateway.store.failing_settlements.store(0, Ordering::SeqCst);
+    eventually("all are delivered", || gateway.delivered() == 300).await;
+    assert_eq!(backend.count(), 300);
+}
+
 /// The gateway ends at once when its store has latched: there is nothing that a settlement could still wait for.
 #[tokio::test]
 async fn a_latched_store_does_not_hold_a_drain_up() {
