@@ -10,10 +10,12 @@ use crate::clock::Timestamp;
 use crate::delivery::{Delivery, Received, Verification};
 use crate::secret::Secret;
 
+mod algorithm;
 mod check;
+mod encoding;
 mod grammar;
+mod key;
 mod locate;
-mod mac;
 mod presets;
 mod refusal;
 mod scheme;
@@ -27,10 +29,10 @@ pub use scheme::{NotTokenAuth, Scheme};
 pub use sign::{Message, Signer};
 pub use window::Window;
 
-pub(crate) use mac::SECRET_BYTES_MIN;
+pub(crate) use key::SECRET_BYTES_MIN;
 
 use check::Checker;
-use locate::Request;
+use locate::{Request, other_port};
 
 /// What happens to a request that fails its verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,7 @@ struct Checked {
     checker: Checker,
     enforcement: Enforcement,
     base_url: String,
+    other_base_url: String,
 }
 
 impl Verifier {
@@ -105,9 +108,13 @@ impl Verifier {
                 "the scheme signs the URL, and `public_url` does not say what the provider was told";
             return Err(vec![(0, KeyError(message.to_owned()))]);
         }
+        if let Some(name) = scheme.config_names().first() {
+            return Err(vec![(0, KeyError(format!("the scheme signs `{name}`, which is not configured")))]);
+        }
         let checker = Checker::new(scheme, secrets, window)?;
         let base_url = public_url.unwrap_or_default().trim_end_matches('/').to_owned();
-        Ok(Self { provider, checked: Some(Checked { checker, enforcement, base_url }) })
+        let other_base_url = other_port(&base_url);
+        Ok(Self { provider, checked: Some(Checked { checker, enforcement, base_url, other_base_url }) })
     }
 
     /// `verify = "none"`: lets everything through, marked as unverified, without delivery id and event type.
@@ -144,8 +151,9 @@ impl Verifier {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         match &self.checked {
-            Some(Checked { checker, enforcement: Enforcement::Enforce, base_url }) => {
-                checker.precheck(&Request { method, base_url, target, headers, body: None }, now)
+            Some(Checked { checker, enforcement: Enforcement::Enforce, base_url, other_base_url }) => {
+                let request = Request { method, base_url, other_base_url, target, headers, body: None };
+                checker.precheck(&request, now)
             }
             Some(Checked { enforcement: Enforcement::Observe, .. }) | None => Ok(()),
         }
@@ -156,12 +164,13 @@ impl Verifier {
     /// # Errors
     /// The reason, when the request is to be refused.
     pub fn verify(&self, received: Received) -> Result<Verified, Refusal> {
-        let Some(Checked { checker, enforcement, base_url }) = &self.checked else {
+        let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
         let request = Request {
             method: &received.method,
             base_url,
+            other_base_url,
             target: &received.target,
             headers: &received.headers,
             body: Some(&received.body),

@@ -1,6 +1,7 @@
 //! How the requests of a source are verified: by a provider's preset, a scheme of its own, or, in so many words, not
 //! at all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ pub(super) fn read(
     );
     let own_url = public_url(table);
     let public_url = own_url.or_else(|| listener_url.map(str::to_owned));
+    let parameters = table.get("config");
     let token_header = table.get("token").map(|value| (read_token_header(&value), value));
     let (provider, preset, scheme) = match method {
         Method::Nothing => {
@@ -97,6 +99,7 @@ pub(super) fn read(
             }
         },
     };
+    let scheme = read_parameters(table, parameters.as_ref(), scheme)?;
     if scheme.signs_url() && public_url.is_none() {
         let help = "what the provider was told, up to the path, here or in [listen]: \
                     `public_url = \"https://hooks.example.com\"`";
@@ -116,6 +119,31 @@ pub(super) fn read(
             None
         }
     }
+}
+
+/// Puts what the source says in `config` in place of the scheme's `{config:NAME}`.
+fn read_parameters(table: &Table<'_>, given: Option<&Value<'_>>, scheme: Scheme) -> Option<Scheme> {
+    let mut values = BTreeMap::new();
+    let mut usable = true;
+    let given = given.and_then(|value| value.table("a table of texts"));
+    for (name, value) in given.iter().flat_map(Table::entries) {
+        if !scheme.config_names().contains(&name.as_str()) {
+            value.wrong(format!("the scheme does not sign `{{config:{name}}}`"), "leave it out");
+            usable = false;
+        }
+        match value.text() {
+            Some(text) => drop(values.insert(name, text.to_owned())),
+            None => usable = false,
+        }
+    }
+    for name in scheme.config_names() {
+        if !values.contains_key(name) {
+            let message = format!("`config.{name}` is missing, and this scheme signs it");
+            table.missing("config", message, format!("`config = {{ {name} = \"…\" }}`"));
+            usable = false;
+        }
+    }
+    usable.then(|| scheme.with_config(&values))
 }
 
 /// The source's preset, its scheme, or nothing: exactly one of them.
@@ -171,7 +199,16 @@ fn read_verify(value: &Value<'_>) -> Method {
 
 /// What a source that verifies nothing must not pretend to have.
 fn refuse_without_verification(table: &Table<'_>) {
-    let keys = ["secrets", "token", "window", "enforcement", "replay_guard", "on_missing_id", "public_url"];
+    let keys = [
+        "secrets",
+        "config",
+        "token",
+        "window",
+        "enforcement",
+        "replay_guard",
+        "on_missing_id",
+        "public_url",
+    ];
     for key in keys {
         if let Some(value) = table.get(key) {
             let message = format!("`{key}` has no effect with `verify = \"none\"`");

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::locate::Request;
-use super::mac::{Key, long_enough};
-use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use super::encoding::Encoding;
+use super::key::{Key, long_enough};
+use super::locate::{Locator, Request};
+use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TokenRule};
+use super::template::{Pieces, Template};
 use super::window::Window;
 use super::{Coverage, KeyError, NamedSecret, Refusal};
 use crate::clock::Timestamp;
@@ -18,6 +20,8 @@ use crate::secret::Secret;
 
 /// A sender that rotates its secrets sends a few; each is decoded and compared.
 const SIGNATURES_MAX: usize = 16;
+/// Lists of signatures, each with a timestamp of its own: one per secret of a rotation.
+const GROUPS_MAX: usize = 4;
 /// Ids are UUIDs or short texts; they are stored, indexed, and sent on in a header.
 const ID_BYTES_MAX: usize = 256;
 /// The limit that other receivers set for an id that stands among other signed parts.
@@ -25,6 +29,7 @@ const SIGNED_ID_BYTES_MAX: usize = 128;
 /// Event types are stored and sent on in a header, too.
 const EVENT_BYTES_MAX: usize = 256;
 const BEARER: &[u8] = b"Bearer ";
+const BASIC: &[u8] = b"Basic ";
 
 /// A scheme with its secrets.
 #[derive(Debug)]
@@ -55,7 +60,8 @@ struct Evidence<'a> {
 }
 
 enum Claim<'a> {
-    Token(Cow<'a, [u8]>),
+    /// `None` when it may still come with the body.
+    Token(Option<Cow<'a, [u8]>>),
     Signatures(&'a SignatureRule, Vec<Vec<u8>>),
 }
 
@@ -88,24 +94,48 @@ impl Checker {
 
     /// Refuses what the head of `request` shows to be hopeless.
     pub(super) fn precheck(&self, request: &Request<'_>, now: Timestamp) -> Result<(), Refusal> {
-        let evidence = self.evidence(request)?;
-        match &evidence.claim {
-            Claim::Token(token) => drop(self.match_token(token, now)?),
-            Claim::Signatures(..) => drop(self.active(now).next().ok_or(Refusal::NoActiveSecret)?),
-        }
-        self.check_freshness(&evidence, now)
+        self.try_groups(|group| self.precheck_group(request, now, group))
     }
 
     /// Checks a request whose last byte had been read at `now`.
     pub(super) fn check(&self, request: &Request<'_>, now: Timestamp) -> Result<Proof, Refusal> {
-        let evidence = self.evidence(request)?;
+        self.try_groups(|group| self.check_group(request, now, group))
+    }
+
+    /// Tries one list of signatures after the other, where there are several; the first refusal stands.
+    fn try_groups<T>(&self, mut attempt: impl FnMut(usize) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let first = attempt(0);
+        if first.is_ok()
+            || !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.grammar.groups().is_some())
+        {
+            return first;
+        }
+        (1..GROUPS_MAX).find_map(|group| attempt(group).ok()).map_or(first, Ok)
+    }
+
+    fn precheck_group(&self, request: &Request<'_>, now: Timestamp, group: usize) -> Result<(), Refusal> {
+        let evidence = self.evidence(request, group)?;
+        match &evidence.claim {
+            Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
+            Claim::Token(None) | Claim::Signatures(..) if self.active(now).next().is_none() => {
+                return Err(Refusal::NoActiveSecret);
+            }
+            Claim::Token(None) | Claim::Signatures(..) => {}
+        }
+        self.check_freshness(&evidence, now)
+    }
+
+    fn check_group(&self, request: &Request<'_>, now: Timestamp, group: usize) -> Result<Proof, Refusal> {
+        let evidence = self.evidence(request, group)?;
         let timestamp = evidence.timestamp.as_ref();
         let (secret, pieces) = match &evidence.claim {
-            Claim::Token(token) => (self.match_token(token, now)?, None),
+            Claim::Token(token) => {
+                let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
+                (self.match_token(token, now)?, None)
+            }
             Claim::Signatures(rule, signatures) => {
-                let timestamp = timestamp.map(|(text, _)| text.as_str());
-                let pieces = rule.signed.pieces(request, timestamp, evidence.signed_id.as_deref())?;
-                (self.match_signature(rule, signatures, &pieces, now)?, Some(pieces))
+                let (secret, pieces) = self.match_signature(rule, signatures, request, &evidence, now)?;
+                (secret, Some(pieces))
             }
         };
         self.check_freshness(&evidence, now)?;
@@ -135,7 +165,7 @@ impl Checker {
         Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(&event, EVENT_BYTES_MAX)))
     }
 
-    fn evidence<'a>(&'a self, request: &Request<'a>) -> Result<Evidence<'a>, Refusal> {
+    fn evidence<'a>(&'a self, request: &Request<'a>, group: usize) -> Result<Evidence<'a>, Refusal> {
         for (at, expected) in &self.scheme.require {
             let later = request.may_follow(std::slice::from_ref(at));
             if request.find(at)?.is_none_or(|value| *value != *expected.as_bytes()) && !later {
@@ -143,12 +173,18 @@ impl Checker {
             }
         }
         let (claim, beside) = match &self.scheme.auth {
-            Auth::Token(header) => {
-                let token = request.find_header(header)?.ok_or(Refusal::TokenMissing)?;
-                (Claim::Token(Cow::Borrowed(token)), None)
+            Auth::Token(TokenRule { at: place, .. }) => {
+                let token = request.find(place)?;
+                if token.is_none() && !request.may_follow(std::slice::from_ref(place)) {
+                    return Err(Refusal::TokenMissing);
+                }
+                (Claim::Token(token), None)
             }
             Auth::Signature(rule) => {
-                let (signatures, beside) = signatures(rule, request)?;
+                let (signatures, beside) = signatures(rule, request, group)?;
+                if let Some(digest) = &rule.body_digest {
+                    check_body(digest, request)?;
+                }
                 (Claim::Signatures(rule, signatures), beside)
             }
         };
@@ -169,11 +205,11 @@ impl Checker {
         let Some(rule) = &self.scheme.timestamp else { return Ok(None) };
         let (found, may_follow) = match &rule.at {
             TimestampPlace::Signature => (beside, self.signature_may_follow(request)),
-            TimestampPlace::At(locator) => {
-                let bytes = request.find(locator)?.map(Cow::into_owned);
+            TimestampPlace::At(places) => {
+                let bytes = request.find_first(places)?.map(Cow::into_owned);
                 let text =
                     bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| Refusal::TimestampMalformed));
-                (text.transpose()?, request.may_follow(std::slice::from_ref(locator)))
+                (text.transpose()?, request.may_follow(places))
             }
         };
         match found {
@@ -192,7 +228,7 @@ impl Checker {
 
     /// The delivery id that the template signs, if it does.
     fn signed_id(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
-        if !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.signed.has_id()) {
+        if !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.signed.iter().any(Template::has_id)) {
             return Ok(None);
         }
         match self.delivery_id(request)? {
@@ -216,23 +252,34 @@ impl Checker {
         })
     }
 
-    /// The active secret that makes one of `signatures`. Which byte of a signature is wrong changes nothing about
-    /// how long this takes.
-    fn match_signature(
-        &self,
-        rule: &SignatureRule,
+    /// The active secret that makes one of `signatures`, and what is signed. Which byte of a signature is wrong changes
+    /// nothing about how long this takes.
+    fn match_signature<'a>(
+        &'a self,
+        rule: &'a SignatureRule,
         signatures: &[Vec<u8>],
-        pieces: &[Cow<'_, [u8]>],
+        request: &Request<'a>,
+        evidence: &'a Evidence<'_>,
         now: Timestamp,
-    ) -> Result<Arc<str>, Refusal> {
-        let makes_one = |key: &Key| {
-            let expected = rule.algorithm.mac(key, pieces);
-            signatures.iter().any(|signature| bool::from(expected.ct_eq(signature)))
-        };
-        self.match_secret(now, Refusal::SignatureMismatch, |credential| match credential {
-            Credential::Key(key) => makes_one(key),
-            Credential::Token(_) => false,
-        })
+    ) -> Result<(Arc<str>, Pieces<'a>), Refusal> {
+        let mut refusal = Refusal::SignatureMismatch;
+        let timestamp = evidence.timestamp.as_ref().map(|(text, _)| text.as_str());
+        let id = evidence.signed_id.as_deref();
+        for signed in &rule.signed {
+            let pieces = signed.pieces(request, timestamp, id, None)?;
+            let makes_one = |credential: &Credential| match credential {
+                Credential::Key(key @ Key::Shared(secret)) if signed.has_secret() => signed
+                    .pieces(request, timestamp, id, Some(secret))
+                    .is_ok_and(|pieces| rule.algorithm.verify(key, &pieces, signatures)),
+                Credential::Key(key) => rule.algorithm.verify(key, &pieces, signatures),
+                Credential::Token(_) => false,
+            };
+            match self.match_secret(now, Refusal::SignatureMismatch, makes_one) {
+                Ok(secret) => return Ok((secret, pieces)),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
     }
 
     fn match_token(&self, presented: &[u8], now: Timestamp) -> Result<Arc<str>, Refusal> {
@@ -259,18 +306,31 @@ impl Checker {
     }
 }
 
+/// Refuses a body that is not what the digest elsewhere in the request is of.
+fn check_body(rule: &BodyDigest, request: &Request<'_>) -> Result<(), Refusal> {
+    let Some(text) = request.find(&rule.at)? else {
+        let may_follow = request.may_follow(std::slice::from_ref(&rule.at));
+        return if may_follow { Ok(()) } else { Err(Refusal::ValueMissing) };
+    };
+    let expected = rule.encoding.decode(&text).ok_or(Refusal::BodyMismatch)?;
+    let Some(body) = request.body else { return Ok(()) };
+    let is_same = rule.algorithm.mac(&[], &[Cow::Borrowed(body)]).ct_eq(&expected);
+    if is_same.into() { Ok(()) } else { Err(Refusal::BodyMismatch) }
+}
+
 /// The signatures that could be decoded, and the timestamp beside them.
 fn signatures(
     rule: &SignatureRule,
     request: &Request<'_>,
+    group: usize,
 ) -> Result<(Vec<Vec<u8>>, Option<String>), Refusal> {
     let (mut present, mut count) = (false, 0);
     let mut decoded = Vec::new();
     let mut timestamp: Option<String> = None;
-    for place in &rule.from {
-        let Some(value) = request.find(place)? else { continue };
+    let mut take = |value: &[u8]| {
         present = true;
-        let text = std::str::from_utf8(&value).map_err(|_| Refusal::SignatureMalformed)?;
+        let text = std::str::from_utf8(value).map_err(|_| Refusal::SignatureMalformed)?;
+        let text = rule.grammar.group(text, group).ok_or(Refusal::SignatureMalformed)?;
         let parsed = rule.grammar.parse(text).map_err(|_two| Refusal::DuplicateValue)?;
         if let Some(beside) = parsed.timestamp
             && timestamp.replace(beside.to_owned()).is_some()
@@ -281,8 +341,22 @@ fn signatures(
         if count > SIGNATURES_MAX {
             return Err(Refusal::TooManySignatures);
         }
-        let strict = parsed.signatures.iter().filter_map(|signature| rule.encoding.decode(signature));
-        decoded.extend(strict.filter(|signature| signature.len() == rule.algorithm.mac_bytes()));
+        let strict =
+            parsed.signatures.iter().filter_map(|signature| rule.encoding.decode(signature.as_bytes()));
+        decoded.extend(strict.filter(|signature| rule.algorithm.may_have_length(signature.len())));
+        Ok(())
+    };
+    for place in &rule.from {
+        match place {
+            Locator::Header(name) if rule.repeated => {
+                request.find_headers(name)?.iter().try_for_each(|value| take(value.as_bytes()))?;
+            }
+            Locator::Header(_) | Locator::Query(_) | Locator::Json(_) | Locator::Form(_) => {
+                if let Some(value) = request.find(place)? {
+                    take(&value)?;
+                }
+            }
+        }
     }
     match (decoded.is_empty(), present) {
         (true, _) if request.may_follow(&rule.from) => Ok((decoded, timestamp)),
@@ -334,8 +408,8 @@ enum Credential {
 impl HeldSecret {
     fn new(auth: &Auth, secret: NamedSecret) -> Result<Self, KeyError> {
         let credential = match auth {
-            Auth::Token(_) => Credential::Token(Token::new(&secret.secret)?),
-            Auth::Signature(rule) => Credential::Key(Key::new(&rule.key, &secret.secret)?),
+            Auth::Token(rule) => Credential::Token(Token::new(rule, &secret.secret)?),
+            Auth::Signature(rule) => Credential::Key(Key::new(rule.algorithm, &rule.key, &secret.secret)?),
         };
         let NamedSecret { name, not_before, not_after, .. } = secret;
         Ok(Self { name, credential, not_before, not_after })
@@ -350,16 +424,29 @@ struct Token {
 }
 
 impl Token {
-    fn new(secret: &Secret) -> Result<Self, KeyError> {
+    fn new(rule: &TokenRule, secret: &Secret) -> Result<Self, KeyError> {
         let text = secret.expose();
+        let has_bearer = text.starts_with(BEARER);
         long_enough(text.strip_prefix(BEARER).unwrap_or(text))?;
-        Ok(Self { digest: Sha256::digest(text).into(), has_bearer: text.starts_with(BEARER) })
+        let digest =
+            if rule.basic && !has_bearer { Sha256::digest(basic(text)) } else { Sha256::digest(text) };
+        Ok(Self { digest: digest.into(), has_bearer })
     }
 
     fn matches(&self, presented: &[u8]) -> bool {
         let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
         Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
     }
+}
+
+/// The header of basic authentication (RFC 7617) for `name:password`, for that in base64, or for the header itself.
+pub(super) fn basic(secret: &[u8]) -> Vec<u8> {
+    if secret.starts_with(BASIC) {
+        return secret.to_vec();
+    }
+    let is_encoded = !secret.contains(&b':');
+    let credentials = if is_encoded { secret.to_vec() } else { Encoding::Base64.encode(secret).into_bytes() };
+    [BASIC, &credentials].concat()
 }
 
 impl fmt::Debug for Token {

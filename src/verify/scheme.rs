@@ -1,12 +1,16 @@
 //! A signing scheme as data: the fields of `[source.scheme]`, which are also those of a preset, and what follows
 //! from them. They are read from their table in `read`.
 
+use std::collections::BTreeMap;
+
 use http::HeaderName;
 
 use super::Coverage;
+use super::algorithm::Algorithm;
+use super::encoding::Encoding;
 use super::grammar::Grammar;
+use super::key::KeyRule;
 use super::locate::Locator;
-use super::mac::{Algorithm, Encoding, KeyRule};
 use super::template::Template;
 use super::window::Unit;
 
@@ -28,21 +32,41 @@ pub struct Scheme {
 /// How the sender is known.
 #[derive(Debug, Clone)]
 pub(super) enum Auth {
-    /// By a secret text in this header.
-    Token(HeaderName),
-    /// By a MAC.
+    /// By a secret text at this place.
+    Token(TokenRule),
+    /// By a signature.
     Signature(SignatureRule),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct TokenRule {
+    pub(super) at: Locator,
+    /// Whether it is the `name:password` of basic authentication.
+    pub(super) basic: bool,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct SignatureRule {
     /// Every one of these that is present is taken.
     pub(super) from: Vec<Locator>,
+    /// Whether the header may be there several times, each with a signature.
+    pub(super) repeated: bool,
     pub(super) grammar: Grammar,
     pub(super) algorithm: Algorithm,
     pub(super) encoding: Encoding,
     pub(super) key: KeyRule,
-    pub(super) signed: Template,
+    /// What is signed, by the first of these that makes the signature.
+    pub(super) signed: Vec<Template>,
+    pub(super) body_digest: Option<BodyDigest>,
+}
+
+/// A digest of the body that stands elsewhere in the request, where the signature covers it.
+#[derive(Debug, Clone)]
+pub(super) struct BodyDigest {
+    pub(super) at: Locator,
+    /// One of the plain digests.
+    pub(super) algorithm: Algorithm,
+    pub(super) encoding: Encoding,
 }
 
 #[derive(Debug, Clone)]
@@ -55,7 +79,8 @@ pub(super) struct TimestampRule {
 pub(super) enum TimestampPlace {
     /// Beside the signature, by its grammar.
     Signature,
-    At(Locator),
+    /// The first one present counts.
+    At(Vec<Locator>),
 }
 
 /// The scheme is not one of a token in a header.
@@ -70,7 +95,10 @@ impl Scheme {
     /// When it is not a token scheme.
     pub fn with_token_header(self, name: HeaderName) -> Result<Self, NotTokenAuth> {
         match self.auth {
-            Auth::Token(_) => Ok(Self { auth: Auth::Token(name), ..self }),
+            Auth::Token(rule) => {
+                let rule = TokenRule { at: Locator::Header(name), ..rule };
+                Ok(Self { auth: Auth::Token(rule), ..self })
+            }
             Auth::Signature(_) => Err(NotTokenAuth),
         }
     }
@@ -85,15 +113,24 @@ impl Scheme {
 
     /// What the signature covers; computed from the template.
     pub fn coverage(&self) -> Coverage {
-        let Auth::Signature(SignatureRule { signed, .. }) = &self.auth else {
+        let Auth::Signature(rule) = &self.auth else {
             return Coverage { timestamp: false, id: false, body: false };
         };
-        let timestamp = self.timestamp.as_ref().is_some_and(|rule| match &rule.at {
-            TimestampPlace::Signature => signed.has_timestamp(),
-            TimestampPlace::At(locator) => signed.has_timestamp() || signed.covers(locator),
+        let every = |covers: &dyn Fn(&Template) -> bool| rule.signed.iter().all(covers);
+        let covers_all = |places: &[Locator]| {
+            !places.is_empty() && places.iter().all(|place| every(&|signed| signed.covers(place)))
+        };
+        let timestamp = self.timestamp.as_ref().is_some_and(|rule| {
+            every(&Template::has_timestamp)
+                || matches!(&rule.at, TimestampPlace::At(places) if covers_all(places))
         });
-        let every_id = || !self.delivery_id.is_empty() && self.delivery_id.iter().all(|at| signed.covers(at));
-        Coverage { timestamp, id: signed.covers_id() || every_id(), body: signed.has_body() }
+        let digested =
+            || rule.body_digest.as_ref().is_some_and(|digest| every(&|signed| signed.covers(&digest.at)));
+        Coverage {
+            timestamp,
+            id: every(&Template::covers_id) || covers_all(&self.delivery_id),
+            body: every(&Template::has_body) || digested(),
+        }
     }
 
     /// Whether there is a timestamp at all. When there is and [`coverage`](Self::coverage) lacks it, its check is
@@ -104,7 +141,51 @@ impl Scheme {
 
     /// Whether the URL is signed, so that a source needs the `public_url` that the provider was told.
     pub fn signs_url(&self) -> bool {
-        matches!(&self.auth, Auth::Signature(rule) if rule.signed.has_url())
+        self.templates().iter().any(Template::has_url)
+    }
+
+    /// The names in `{config:NAME}`: what the configuration of a source has to tell.
+    pub fn config_names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.templates().iter().flat_map(Template::config_names).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The scheme with these values in place of `{config:NAME}`.
+    pub fn with_config(mut self, values: &BTreeMap<String, String>) -> Self {
+        if let Auth::Signature(rule) = &mut self.auth {
+            rule.signed = rule.signed.drain(..).map(|signed| signed.with_config(values)).collect();
+        }
+        self
+    }
+
+    fn templates(&self) -> &[Template] {
+        match &self.auth {
+            Auth::Signature(rule) => &rule.signed,
+            Auth::Token(_) => &[],
+        }
+    }
+
+    /// The algorithm of the signature, as a configuration calls it; `None` for tokens.
+    pub fn algorithm(&self) -> Option<&'static str> {
+        match &self.auth {
+            Auth::Signature(rule) => Some(rule.algorithm.name()),
+            Auth::Token(_) => None,
+        }
+    }
+
+    /// Where signature or token are, as a configuration writes it.
+    pub fn places(&self) -> Vec<String> {
+        match &self.auth {
+            Auth::Signature(rule) => rule.from.iter().map(Locator::to_string).collect(),
+            Auth::Token(rule) => vec![rule.at.to_string()],
+        }
+    }
+
+    /// Where the delivery id is looked for, as a configuration writes it.
+    pub fn id_places(&self) -> Vec<String> {
+        self.delivery_id.iter().map(Locator::to_string).collect()
     }
 
     /// The JSON pointer of the delivery id, when it may stand in the body.

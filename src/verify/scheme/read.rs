@@ -1,27 +1,33 @@
-//! Reads a scheme from its table. What belongs to the model but is still to come (JWT, public keys, body digests,
-//! handshakes) is refused by name, never ignored.
+//! Reads a scheme from its table. What belongs to the model but is still to come (JWT, handshakes) is refused by
+//! name, never ignored.
 
-use http::HeaderName;
-
-use super::{Auth, Scheme, SignatureRule, TimestampPlace, TimestampRule};
+use super::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use crate::reader::{Table, Value};
-use crate::verify::grammar::Grammar;
+use crate::verify::algorithm::Algorithm;
+use crate::verify::encoding::Encoding;
+use crate::verify::grammar::{Grammar, Names};
+use crate::verify::key::{KeyEncoding, KeyRule};
 use crate::verify::locate::Locator;
-use crate::verify::mac::{Algorithm, Encoding, KeyEncoding, KeyRule};
 use crate::verify::template::Template;
 use crate::verify::window::Unit;
 
 impl Scheme {
-    /// Reads the keys of `[source.scheme]`, which are also those of a preset. Every problem is reported; `None` when
-    /// there was one that leaves no scheme.
+    /// Reads the keys of `[source.scheme]`. Every problem is reported; `None` when there was one that leaves no scheme.
     pub fn read(table: &Table<'_>) -> Option<Self> {
-        let mut available = true;
-        for key in ["body_digest", "handshake", "jwt"] {
-            if let Some(value) = table.get(key) {
-                not_available(&value, key);
-                available = false;
-            }
+        let handshake = table.get("handshake");
+        if let Some(value) = &handshake {
+            not_available(value, "handshake");
         }
+        Self::read_fields(table).filter(|_| handshake.is_none())
+    }
+
+    /// Reads the keys that a preset shares with `[source.scheme]`.
+    pub(in crate::verify) fn read_fields(table: &Table<'_>) -> Option<Self> {
+        let jwt = table.get("jwt");
+        if let Some(value) = &jwt {
+            not_available(value, "jwt");
+        }
+        let available = jwt.is_none();
         let auth = table.require("auth", "one of \"signature\", \"token\"").and_then(|value| {
             match value.text()? {
                 "signature" => read_signature(table).map(Auth::Signature),
@@ -38,7 +44,7 @@ impl Scheme {
         });
         if auth.is_none() {
             // Known keys of some scheme, so that one mistake is not reported five times.
-            for key in ["signature", "key", "signed", "token"] {
+            for key in ["signature", "key", "signed", "token", "body_digest"] {
                 drop(table.get(key));
             }
         }
@@ -62,6 +68,8 @@ impl Scheme {
     /// Whether the fields fit each other.
     fn agrees(&self, table: &Table<'_>) -> bool {
         let Auth::Signature(rule) = &self.auth else { return true };
+        let any = |has: fn(&Template) -> bool| rule.signed.iter().any(has);
+        let all = |has: fn(&Template) -> bool| rule.signed.iter().all(has);
         let beside = matches!(self.timestamp, Some(TimestampRule { at: TimestampPlace::Signature, .. }));
         let mistakes = [
             (
@@ -70,25 +78,31 @@ impl Scheme {
                 "`timestamp = { at = \"signature\", … }` goes with a grammar that names the timestamp, and only with it",
             ),
             (
-                rule.signed.has_timestamp() && self.timestamp.is_none(),
+                any(Template::has_timestamp) && self.timestamp.is_none(),
                 "`{timestamp}` is signed, but `timestamp` does not say where it is",
                 "add `timestamp = { at = \"header:…\", unit = \"s\" }`",
             ),
             (
-                beside && !rule.signed.has_timestamp(),
+                beside && !all(Template::has_timestamp),
                 "the timestamp beside the signature is not signed",
                 "add {timestamp} to `signed`, or drop `timestamp` here and in the grammar",
             ),
             (
-                rule.signed.has_id() && self.delivery_id.is_empty(),
+                any(Template::has_id) && self.delivery_id.is_empty(),
                 "`{id}` is signed, but `delivery_id` does not say where it is",
                 "add `delivery_id = [\"header:…\"]`",
+            ),
+            (
+                rule.algorithm.is_digest() != all(Template::has_secret)
+                    || rule.algorithm.is_digest() != any(Template::has_secret),
+                "`{secret}` goes with a plain digest, and only with it",
+                "with `digest-sha256` nothing but {secret} in `signed` proves the sender; an HMAC needs none",
             ),
         ];
         for (_, message, help) in mistakes.iter().filter(|(wrong, ..)| *wrong) {
             table.wrong(*message, *help);
         }
-        if !rule.signed.has_body() {
+        if !self.coverage().body {
             table.doubtful(
                 "`signed` does not cover the body",
                 "with {body} in it the content would be proven, not only the sender",
@@ -98,18 +112,31 @@ impl Scheme {
     }
 }
 
-fn read_token(table: &Table<'_>) -> Option<HeaderName> {
-    const HELP: &str = "`token = { header = \"NAME\" }`";
-    let token = table.require("token", HELP)?.table(HELP)?;
-    token.require("header", "a header name")?.parse(str::parse, "a header name")
+fn read_token(table: &Table<'_>) -> Option<TokenRule> {
+    const HELP: &str = "`token = { header = \"NAME\" }`, or `{ at = \"query:NAME\" }`";
+    let value = table.require("token", HELP)?;
+    let token = value.table(HELP)?;
+    let basic = token.get("basic").map_or(Some(false), |value| value.boolean());
+    let at = match (token.get("header"), token.get("at")) {
+        (Some(header), None) => header.parse(str::parse, "a header name").map(Locator::Header),
+        (None, Some(at)) => at.parse(str::parse, Locator::HELP),
+        (None, None) => {
+            token.missing("header", "`header` is missing", HELP);
+            None
+        }
+        (Some(_), Some(second)) => {
+            second.wrong("`header` and `at` exclude each other", HELP);
+            None
+        }
+    };
+    Some(TokenRule { at: at?, basic: basic? })
 }
 
 fn read_signature(table: &Table<'_>) -> Option<SignatureRule> {
     const HELP: &str = "a table with `from`, `grammar`, `algorithm` and `encoding`";
     let key = table.get("key").map_or(Some(KeyRule::default()), |value| read_key(&value));
-    let signed = table
-        .require("signed", Template::HELP)
-        .and_then(|value| value.parse(Template::parse, Template::HELP));
+    let signed = table.require("signed", Template::HELP).and_then(|value| read_signed(&value));
+    let body_digest = table.get("body_digest").map(|value| read_body_digest(&value));
     let signature = table.require("signature", HELP)?.table(HELP)?;
     let from = signature.require("from", "a list of places").and_then(|value| {
         let from = locators(&value)?;
@@ -119,39 +146,54 @@ fn read_signature(table: &Table<'_>) -> Option<SignatureRule> {
         }
         Some(from)
     });
+    let repeated = signature.get("repeated").map_or(Some(false), |value| value.boolean());
     let grammar = signature.get("grammar").map_or(Some(Grammar::Whole), |value| read_grammar(&value));
-    let algorithm = signature.require("algorithm", ALGORITHMS).and_then(|value| read_algorithm(&value));
-    let encoding = signature.require("encoding", ENCODINGS).and_then(|value| {
-        value.one_of(&[
-            ("hex", Encoding::Hex),
-            ("base64", Encoding::Base64),
-            ("base64url", Encoding::Base64Url),
-        ])
-    });
+    let algorithm = signature
+        .require("algorithm", "such as \"hmac-sha256\"")
+        .and_then(|value| value.one_of(&Algorithm::NAMES));
+    let encoding = signature.require("encoding", ENCODINGS).and_then(|value| value.one_of(&ENCODING_NAMES));
     Some(SignatureRule {
         from: from?,
+        repeated: repeated?,
         grammar: grammar?,
         algorithm: algorithm?,
         encoding: encoding?,
         key: key?,
         signed: signed?,
+        body_digest: match body_digest {
+            Some(digest) => Some(digest?),
+            None => None,
+        },
     })
 }
 
-const ALGORITHMS: &str = "one of \"hmac-sha256\", \"hmac-sha512\", \"hmac-sha1\"";
 const ENCODINGS: &str = "one of \"hex\", \"base64\", \"base64url\"";
+const ENCODING_NAMES: [(&str, Encoding); 3] =
+    [("hex", Encoding::Hex), ("base64", Encoding::Base64), ("base64url", Encoding::Base64Url)];
 
-fn read_algorithm(value: &Value<'_>) -> Option<Algorithm> {
-    match value.text()? {
-        "hmac-sha1" => return Some(Algorithm::HmacSha1),
-        "hmac-sha256" => return Some(Algorithm::HmacSha256),
-        "hmac-sha512" => return Some(Algorithm::HmacSha512),
-        later @ ("digest-sha1" | "digest-sha256" | "ed25519" | "ecdsa-p256-sha256" | "rsa-pkcs1-sha256") => {
-            not_available(value, later);
-        }
-        other => value.wrong(format!("`{other}` is not a choice here"), ALGORITHMS),
+/// One template, or a list of them.
+fn read_signed(value: &Value<'_>) -> Option<Vec<Template>> {
+    let read = |value: &Value<'_>| value.parse(Template::parse, Template::HELP);
+    if value.is_text() {
+        return Some(vec![read(value)?]);
     }
-    None
+    let templates: Vec<_> = value.array(Template::HELP)?.iter().map(read).collect();
+    if templates.is_empty() {
+        value.wrong("nothing is signed", Template::HELP);
+        return None;
+    }
+    templates.into_iter().collect()
+}
+
+fn read_body_digest(value: &Value<'_>) -> Option<BodyDigest> {
+    const HELP: &str = "a table with `at`, `algorithm` and `encoding`";
+    let table = value.table(HELP)?;
+    let at = table.require("at", Locator::HELP).and_then(|at| at.parse(str::parse, Locator::HELP));
+    let algorithm = table.require("algorithm", "\"sha256\" or \"sha1\"").and_then(|value| {
+        value.one_of(&[("sha256", Algorithm::DigestSha256), ("sha1", Algorithm::DigestSha1)])
+    });
+    let encoding = table.require("encoding", ENCODINGS).and_then(|value| value.one_of(&ENCODING_NAMES));
+    Some(BodyDigest { at: at?, algorithm: algorithm?, encoding: encoding? })
 }
 
 fn read_grammar(value: &Value<'_>) -> Option<Grammar> {
@@ -180,9 +222,11 @@ fn read_grammar(value: &Value<'_>) -> Option<Grammar> {
                     value.wrong("no name is taken", help);
                     return None;
                 }
-                Some(names)
+                Some(if names == ["*"] { Names::Any } else { Names::These(names) })
             });
             let timestamp = table.get("timestamp").map(|value| value.text());
+            let help = "the one character between whole lists, each with its own timestamp";
+            let groups = table.get("groups").map(|value| value.parse(str::parse::<char>, help));
             let separators = separators();
             Some(Grammar::Pairs {
                 separators: separators?,
@@ -190,6 +234,10 @@ fn read_grammar(value: &Value<'_>) -> Option<Grammar> {
                 take: take?,
                 timestamp: match timestamp {
                     Some(name) => Some(name?.to_owned()),
+                    None => None,
+                },
+                groups: match groups {
+                    Some(between) => Some(between?),
                     None => None,
                 },
             })
@@ -210,38 +258,51 @@ fn read_grammar(value: &Value<'_>) -> Option<Grammar> {
 }
 
 fn read_key(value: &Value<'_>) -> Option<KeyRule> {
-    const HELP: &str = "a table with `encoding`, `strip` and `derive`";
+    const HELP: &str = "a table with `encoding`, `strip`, `unprefixed` and `derive`";
+    // PEM and JWK tell by themselves what they are.
+    const ENCODINGS: [(&str, KeyEncoding); 5] = [
+        ("utf8", KeyEncoding::Utf8),
+        ("base64", KeyEncoding::Base64),
+        ("hex", KeyEncoding::Hex),
+        ("pem", KeyEncoding::Utf8),
+        ("jwk", KeyEncoding::Utf8),
+    ];
     let table = value.table(HELP)?;
-    let encoding = table.get("encoding").map_or(Some(KeyEncoding::Utf8), |value| match value.text()? {
-        "utf8" => Some(KeyEncoding::Utf8),
-        "base64" => Some(KeyEncoding::Base64),
-        "hex" => Some(KeyEncoding::Hex),
-        later @ ("raw" | "spki" | "pem") => {
-            not_available(&value, later);
-            None
-        }
-        other => {
-            value.wrong(format!("`{other}` is not a choice here"), "one of \"utf8\", \"base64\", \"hex\"");
-            None
-        }
-    });
+    let encoding = table.get("encoding").map_or(Some(KeyEncoding::Utf8), |value| value.one_of(&ENCODINGS));
     let strip = table.get("strip").map_or(Some(Vec::new()), |value| texts(&value, "a list of prefixes"));
+    let unprefixed = table.get("unprefixed").map(|value| value.one_of(&ENCODINGS));
     let derive_sha1 =
         table.get("derive").map_or(Some(false), |value| value.one_of(&[("none", false), ("sha1", true)]));
-    Some(KeyRule { encoding: encoding?, strip: strip?, derive_sha1: derive_sha1? })
+    Some(KeyRule {
+        encoding: encoding?,
+        strip: strip?,
+        unprefixed: match unprefixed {
+            Some(encoding) => Some(encoding?),
+            None => None,
+        },
+        derive_sha1: derive_sha1?,
+    })
 }
 
 fn read_timestamp(value: &Value<'_>) -> Option<TimestampRule> {
     const HELP: &str = "a table with `at` and `unit`";
     const AT: &str = "`signature`, `header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`";
     let table = value.table(HELP)?;
-    let at = table.require("at", AT).and_then(|value| match value.text()? {
-        "signature" => Some(TimestampPlace::Signature),
-        claim if claim.starts_with("claim:") => {
+    let at = table.require("at", AT).and_then(|value| match value.as_text() {
+        Some("signature") => Some(TimestampPlace::Signature),
+        Some(claim) if claim.starts_with("claim:") => {
             not_available(&value, "claim");
             None
         }
-        _ => value.parse(str::parse, AT).map(TimestampPlace::At),
+        Some(_) => value.parse(str::parse, AT).map(|place| TimestampPlace::At(vec![place])),
+        None => {
+            let places = locators(&value)?;
+            if places.is_empty() {
+                value.wrong("no place is named", AT);
+                return None;
+            }
+            Some(TimestampPlace::At(places))
+        }
     });
     let unit = table.require("unit", "one of \"s\", \"ms\", \"rfc3339\", \"http-date\"").and_then(|value| {
         value.one_of(&[
@@ -286,12 +347,14 @@ fn non_empty(text: &str) -> Result<&str, &'static str> {
 fn not_available(value: &Value<'_>, what: &str) {
     value.wrong(
         format!("`{what}` is not available in this version"),
-        "this version verifies HMAC signatures and tokens",
+        "this version verifies signatures and tokens",
     );
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use crate::reader::{Problems, Severity, read_document};
     use crate::verify::Coverage;
@@ -337,13 +400,24 @@ mod tests {
         assert_eq!((rule.algorithm, rule.encoding), (Algorithm::HmacSha512, Encoding::Base64Url));
         assert_eq!(
             rule.key,
-            KeyRule { encoding: KeyEncoding::Hex, strip: vec!["k_".to_owned()], derive_sha1: true }
+            KeyRule {
+                encoding: KeyEncoding::Hex,
+                strip: vec!["k_".to_owned()],
+                unprefixed: None,
+                derive_sha1: true
+            }
         );
         let take = vec!["h1".to_owned(), "h2".to_owned()];
         let timestamp = Some("ts".to_owned());
         assert_eq!(
             rule.grammar,
-            Grammar::Pairs { separators: "; ".to_owned(), assign: ':', take, timestamp }
+            Grammar::Pairs {
+                separators: "; ".to_owned(),
+                assign: ':',
+                take: Names::These(take),
+                timestamp,
+                groups: None
+            }
         );
     }
 
@@ -352,7 +426,9 @@ mod tests {
         let (scheme, told) = read("auth = 'token'\ntoken = { header = 'X-Token' }");
         assert_eq!(told, []);
         let moved = scheme.unwrap().with_token_header(HeaderName::from_static("x-other")).unwrap();
-        assert!(matches!(&moved.auth, Auth::Token(name) if name == "x-other"));
+        assert!(
+            matches!(&moved.auth, Auth::Token(TokenRule { at: Locator::Header(name), .. }) if name == "x-other")
+        );
         let (signed, _) = read(SIGNATURE);
         assert!(signed.unwrap().with_token_header(HeaderName::from_static("x-other")).is_err());
     }
@@ -362,22 +438,10 @@ mod tests {
         let later = |what: &str| format!("`{what}` is not available in this version");
         check_wrong("auth = 'jwt'", "auth", &later("jwt"));
         check_wrong("auth = 'code'", "auth", &later("code"));
-        for algorithm in ["ed25519", "ecdsa-p256-sha256", "rsa-pkcs1-sha256", "digest-sha256"] {
-            let text = SIGNATURE.replace("hmac-sha256", algorithm);
-            check_wrong(&text, "signature.algorithm", &later(algorithm));
-        }
         let with = |line: &str| format!("{SIGNATURE}{line}");
-        check_wrong(&with("body_digest = {}"), "body_digest", &later("body_digest"));
         check_wrong(&with("handshake = []"), "handshake", &later("handshake"));
-        check_wrong(&with("key = { encoding = 'pem' }"), "key.encoding", &later("pem"));
         let claim = with("timestamp = { at = 'claim:iat', unit = 's' }");
         check_wrong(&claim, "timestamp.at", &later("claim"));
-        let secret = SIGNATURE.replace("{body}", "{secret}{body}");
-        check_wrong(
-            &secret,
-            "signed",
-            "`{secret}{body}` cannot be used: `{secret}` is not available in this version",
-        );
     }
 
     #[test]
@@ -427,6 +491,9 @@ mod tests {
             |from: &str, to: &str, message: &str| check_wrong(&SIGNATURE.replace(from, to), "", message);
         let timestamp = "`{timestamp}` is signed, but `timestamp` does not say where it is";
         check("{body}", "{timestamp}{body}", timestamp);
+        let digest = "`{secret}` goes with a plain digest, and only with it";
+        check("{body}", "{secret}{body}", digest);
+        check("hmac-sha256", "digest-sha256", digest);
         check("{body}", "{id}{body}", "`{id}` is signed, but `delivery_id` does not say where it is");
         let disagree = "the timestamp's place and the signature's grammar disagree";
         check("signed", "timestamp = { at = 'signature', unit = 's' }\nsigned", disagree);
