@@ -12,14 +12,17 @@ use crate::secret::Secret;
 
 mod algorithm;
 mod check;
+mod code;
 mod encoding;
 mod grammar;
+mod jwt;
 mod key;
 mod locate;
 mod presets;
 mod refusal;
 mod scheme;
 pub mod sign;
+mod signed;
 mod template;
 mod window;
 

@@ -68,7 +68,7 @@ fn document(preset: &Preset) -> serde_json::Value {
     json!({
         "name": &*preset.name,
         "auth": preset.scheme.auth(),
-        "algorithm": preset.scheme.algorithm(),
+        "algorithms": preset.scheme.algorithms(),
         "proof_at": preset.scheme.places(),
         "delivery_id_at": preset.scheme.id_places(),
         "signs_url": preset.scheme.signs_url(),
@@ -118,7 +118,7 @@ fn row(preset: &Preset) -> String {
     format!(
         "| {linked}{unconfirmed} | {} {} | {signed} | {} | {handshake} |",
         bare(&scheme.places()),
-        scheme.algorithm().unwrap_or("secret"),
+        if scheme.algorithms().is_empty() { "secret".to_owned() } else { scheme.algorithms().join(", ") },
         bare(&scheme.id_places()),
     )
 }

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::code::Code;
 use super::encoding::Encoding;
+use super::jwt::{self, JwtRule};
 use super::key::{Key, long_enough};
 use super::locate::{Locator, Request};
-use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TokenRule};
+use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
+use super::signed::{Keys, Signed};
 use super::template::{Pieces, Template};
 use super::window::Window;
 use super::{Coverage, KeyError, NamedSecret, Refusal};
@@ -63,6 +66,10 @@ enum Claim<'a> {
     /// `None` when it may still come with the body.
     Token(Option<Cow<'a, [u8]>>),
     Signatures(&'a SignatureRule, Vec<Vec<u8>>),
+    /// `None` when it may still come with the body.
+    Jwt(&'a JwtRule, Option<jwt::Token<'a>>),
+    /// Found once the body has been read.
+    Code(Code),
 }
 
 impl Checker {
@@ -117,10 +124,15 @@ impl Checker {
         let evidence = self.evidence(request, group)?;
         match &evidence.claim {
             Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
-            Claim::Token(None) | Claim::Signatures(..) if self.active(now).next().is_none() => {
-                return Err(Refusal::NoActiveSecret);
+            Claim::Jwt(rule, Some(token)) => {
+                drop(self.match_composed(std::slice::from_ref(&token.signed), now)?);
+                rule.check(token, request, self.window, now)?;
             }
-            Claim::Token(None) | Claim::Signatures(..) => {}
+            Claim::Token(None) | Claim::Jwt(_, None) | Claim::Signatures(..) | Claim::Code(_) => {
+                if self.active(now).next().is_none() {
+                    return Err(Refusal::NoActiveSecret);
+                }
+            }
         }
         self.check_freshness(&evidence, now)
     }
@@ -128,6 +140,7 @@ impl Checker {
     fn check_group(&self, request: &Request<'_>, now: Timestamp, group: usize) -> Result<Proof, Refusal> {
         let evidence = self.evidence(request, group)?;
         let timestamp = evidence.timestamp.as_ref();
+        let mut claimed_id = None;
         let (secret, pieces) = match &evidence.claim {
             Claim::Token(token) => {
                 let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
@@ -137,11 +150,25 @@ impl Checker {
                 let (secret, pieces) = self.match_signature(rule, signatures, request, &evidence, now)?;
                 (secret, Some(pieces))
             }
+            Claim::Jwt(rule, token) => {
+                let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
+                let secret = self.match_composed(std::slice::from_ref(&token.signed), now)?;
+                rule.check(token, request, self.window, now)?;
+                claimed_id = rule.id.as_deref().and_then(|claim| token.text(claim));
+                // One that leaves the body open may be used again by its sender.
+                (secret, self.coverage.body.then(|| token.signed.pieces.clone()))
+            }
+            Claim::Code(code) => {
+                let signed = code.signed(request)?;
+                let secret = self.match_composed(&signed, now)?;
+                (secret, Some(signed.into_iter().flat_map(|signed| signed.pieces).collect()))
+            }
         };
         self.check_freshness(&evidence, now)?;
-        let delivery_id = match &evidence.signed_id {
-            Some(id) => Some(id.clone()),
-            None => self.delivery_id(request)?,
+        let delivery_id = match (&evidence.signed_id, claimed_id) {
+            (Some(id), _) => Some(id.clone()),
+            (None, Some(id)) => Some(text(id.as_bytes(), ID_BYTES_MAX).ok_or(Refusal::IdMalformed)?),
+            (None, None) => self.delivery_id(request)?,
         };
         let all_covered = self.coverage.timestamp && self.coverage.id && delivery_id.is_some();
         Ok(Proof {
@@ -180,6 +207,17 @@ impl Checker {
                 }
                 (Claim::Token(token), None)
             }
+            Auth::Code(code) => (Claim::Code(*code), None),
+            Auth::Jwt(rule) => {
+                let token = rule.token(request)?;
+                let beside = match &self.scheme.timestamp {
+                    Some(TimestampRule { at: TimestampPlace::Claim(claim), .. }) => {
+                        token.as_ref().and_then(|token| token.seconds(claim))
+                    }
+                    Some(_) | None => None,
+                };
+                (Claim::Jwt(rule, token), beside)
+            }
             Auth::Signature(rule) => {
                 let (signatures, beside) = signatures(rule, request, group)?;
                 if let Some(digest) = &rule.body_digest {
@@ -204,7 +242,9 @@ impl Checker {
     ) -> Result<Option<(String, Timestamp)>, Refusal> {
         let Some(rule) = &self.scheme.timestamp else { return Ok(None) };
         let (found, may_follow) = match &rule.at {
-            TimestampPlace::Signature => (beside, self.signature_may_follow(request)),
+            TimestampPlace::Signature | TimestampPlace::Claim(_) => {
+                (beside, self.signature_may_follow(request))
+            }
             TimestampPlace::At(places) => {
                 let bytes = request.find_first(places)?.map(Cow::into_owned);
                 let text =
@@ -223,7 +263,11 @@ impl Checker {
     }
 
     fn signature_may_follow(&self, request: &Request<'_>) -> bool {
-        matches!(&self.scheme.auth, Auth::Signature(rule) if request.may_follow(&rule.from))
+        match &self.scheme.auth {
+            Auth::Signature(rule) => request.may_follow(&rule.from),
+            Auth::Jwt(rule) => request.may_follow(std::slice::from_ref(&rule.at)),
+            Auth::Token(_) | Auth::Code(_) => false,
+        }
     }
 
     /// The delivery id that the template signs, if it does.
@@ -272,7 +316,7 @@ impl Checker {
                     .pieces(request, timestamp, id, Some(secret))
                     .is_ok_and(|pieces| rule.algorithm.verify(key, &pieces, signatures)),
                 Credential::Key(key) => rule.algorithm.verify(key, &pieces, signatures),
-                Credential::Token(_) => false,
+                Credential::Token(_) | Credential::Keys(_) => false,
             };
             match self.match_secret(now, Refusal::SignatureMismatch, makes_one) {
                 Ok(secret) => return Ok((secret, pieces)),
@@ -282,10 +326,18 @@ impl Checker {
         Err(refusal)
     }
 
+    /// The active secret whose keys made all of `signed`.
+    fn match_composed(&self, signed: &[Signed<'_>], now: Timestamp) -> Result<Arc<str>, Refusal> {
+        self.match_secret(now, Refusal::SignatureMismatch, |credential| match credential {
+            Credential::Keys(keys) => keys.verify(signed),
+            Credential::Key(_) | Credential::Token(_) => false,
+        })
+    }
+
     fn match_token(&self, presented: &[u8], now: Timestamp) -> Result<Arc<str>, Refusal> {
         self.match_secret(now, Refusal::TokenMismatch, |credential| match credential {
             Credential::Token(token) => token.matches(presented),
-            Credential::Key(_) => false,
+            Credential::Key(_) | Credential::Keys(_) => false,
         })
     }
 
@@ -403,12 +455,17 @@ struct HeldSecret {
 enum Credential {
     Key(Key),
     Token(Token),
+    Keys(Keys),
 }
 
 impl HeldSecret {
     fn new(auth: &Auth, secret: NamedSecret) -> Result<Self, KeyError> {
         let credential = match auth {
             Auth::Token(rule) => Credential::Token(Token::new(rule, &secret.secret)?),
+            Auth::Jwt(rule) => Credential::Keys(Keys::of_tokens(rule, &secret.secret)?),
+            Auth::Code(code) => {
+                Credential::Keys(Keys::new(code.algorithms(), &code.key_rule(), &secret.secret)?)
+            }
             Auth::Signature(rule) => Credential::Key(Key::new(rule.algorithm, &rule.key, &secret.secret)?),
         };
         let NamedSecret { name, not_before, not_after, .. } = secret;

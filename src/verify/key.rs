@@ -81,6 +81,11 @@ impl Key {
         }
     }
 
+    /// `None` when it is no key for `algorithm`.
+    pub(super) fn of_jwk(jwk: &Jwk, algorithm: Algorithm) -> Option<Self> {
+        jwk.parse(algorithm).map(|key| Self::Public(Arc::new(key)))
+    }
+
     fn shared(rule: &KeyRule, secret: &Secret) -> Result<Self, KeyError> {
         let bytes = rule.decode(secret.expose())?;
         long_enough(&bytes)?;
@@ -130,6 +135,7 @@ fn pem(text: &[u8]) -> Option<Vec<u8>> {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Jwk {
     kty: String,
+    pub(super) kid: Option<String>,
     crv: Option<String>,
     x: Option<String>,
     y: Option<String>,
@@ -138,8 +144,7 @@ pub(super) struct Jwk {
 }
 
 impl Jwk {
-    /// `None` when it is no key for `algorithm`.
-    pub(super) fn parse(&self, algorithm: Algorithm) -> Option<ParsedPublicKey> {
+    fn parse(&self, algorithm: Algorithm) -> Option<ParsedPublicKey> {
         let public = algorithm.public_key()?;
         let number = |field: &Option<String>| Encoding::Base64Url.decode(field.as_deref()?.as_bytes());
         match (&*self.kty, self.crv.as_deref(), public) {

@@ -114,7 +114,7 @@ impl Pointer {
 
 /// Whether reading a JSON document takes little memory: it is not nested too deeply, and no key has to be copied that is
 /// too long.
-fn is_cheap(json: &[u8]) -> bool {
+pub(super) fn is_cheap(json: &[u8]) -> bool {
     let (mut depth, mut in_text, mut after_backslash) = (0usize, false, false);
     // Of the text that is read, or was read last.
     let (mut length, mut has_escapes) = (0, false);

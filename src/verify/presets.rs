@@ -80,7 +80,7 @@ fn read(name: &str, table: &Table<'_>) -> Option<Preset> {
         guards_replays: guards_replays?,
         docs: table.get("docs").and_then(|value| value.text().map(str::to_owned)),
         confirmed: table.require("confirmed", "true or false")?.boolean()?,
-        scheme: Scheme::read_fields(table)?,
+        scheme: Scheme::read_fields(table, true)?,
     })
 }
 
@@ -125,6 +125,12 @@ mod tests {
         check("hubspot-v1", false, false, true);
         check("discord", true, true, true);
         check("paypal-pinned-cert", false, false, false);
+        check("plaid", true, false, true);
+        check("netlify", false, false, true);
+        check("qstash", true, false, true);
+        check("monday", true, false, false);
+        check("aws-sns", false, true, false);
+        check("contentful", true, false, true);
         let signing_url = presets().iter().filter(|preset| preset.scheme.signs_url());
         let signing_url: Vec<_> = signing_url.map(|preset| &*preset.name).collect();
         assert_eq!(
@@ -132,8 +138,10 @@ mod tests {
             [
                 "hubspot-v2",
                 "hubspot-v3",
+                "monday",
                 "plivo-v2",
                 "plivo-v3-noparams",
+                "qstash",
                 "square",
                 "trello",
                 "twilio-form",

@@ -7,8 +7,10 @@ use http::HeaderName;
 
 use super::Coverage;
 use super::algorithm::Algorithm;
+use super::code::Code;
 use super::encoding::Encoding;
 use super::grammar::Grammar;
+use super::jwt::JwtRule;
 use super::key::KeyRule;
 use super::locate::Locator;
 use super::template::Template;
@@ -36,6 +38,10 @@ pub(super) enum Auth {
     Token(TokenRule),
     /// By a signature.
     Signature(SignatureRule),
+    /// By a signed token with claims.
+    Jwt(JwtRule),
+    /// By a signature that takes code to find.
+    Code(Code),
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +87,8 @@ pub(super) enum TimestampPlace {
     Signature,
     /// The first one present counts.
     At(Vec<Locator>),
+    /// A claim of the token.
+    Claim(String),
 }
 
 /// The scheme is not one of a token in a header.
@@ -99,22 +107,41 @@ impl Scheme {
                 let rule = TokenRule { at: Locator::Header(name), ..rule };
                 Ok(Self { auth: Auth::Token(rule), ..self })
             }
-            Auth::Signature(_) => Err(NotTokenAuth),
+            Auth::Signature(_) | Auth::Jwt(_) | Auth::Code(_) => Err(NotTokenAuth),
         }
     }
 
-    /// `signature` or `token`.
+    /// `signature`, `token` or `jwt`.
     pub fn auth(&self) -> &'static str {
         match self.auth {
             Auth::Token(_) => "token",
-            Auth::Signature(_) => "signature",
+            Auth::Signature(_) | Auth::Code(_) => "signature",
+            Auth::Jwt(_) => "jwt",
         }
     }
 
     /// What the signature covers; computed from the template.
     pub fn coverage(&self) -> Coverage {
-        let Auth::Signature(rule) = &self.auth else {
-            return Coverage { timestamp: false, id: false, body: false };
+        let rule = match &self.auth {
+            Auth::Token(_) => return Coverage { timestamp: false, id: false, body: false },
+            Auth::Signature(rule) => rule,
+            Auth::Jwt(rule) => {
+                let body = rule.body_hash.is_some();
+                let in_body = |place: &Locator| matches!(place, Locator::Json(_)) && body;
+                let id = !self.delivery_id.is_empty() && self.delivery_id.iter().all(in_body);
+                let timed =
+                    matches!(&self.timestamp, Some(TimestampRule { at: TimestampPlace::Claim(_), .. }));
+                return Coverage { timestamp: timed || rule.expires(), id: rule.id.is_some() || id, body };
+            }
+            Auth::Code(code) => {
+                let all = |places: &[Locator]| !places.is_empty() && places.iter().all(|at| code.covers(at));
+                let timed = |rule: &TimestampRule| matches!(&rule.at, TimestampPlace::At(at) if all(at));
+                return Coverage {
+                    timestamp: self.timestamp.as_ref().is_some_and(timed),
+                    id: all(&self.delivery_id),
+                    body: code.covers_body(),
+                };
+            }
         };
         let every = |covers: &dyn Fn(&Template) -> bool| rule.signed.iter().all(covers);
         let covers_all = |places: &[Locator]| {
@@ -142,11 +169,15 @@ impl Scheme {
     /// Whether the URL is signed, so that a source needs the `public_url` that the provider was told.
     pub fn signs_url(&self) -> bool {
         self.templates().iter().any(Template::has_url)
+            || matches!(&self.auth, Auth::Jwt(rule) if rule.has_url())
     }
 
     /// The names in `{config:NAME}`: what the configuration of a source has to tell.
     pub fn config_names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.templates().iter().flat_map(Template::config_names).collect();
+        if let Auth::Jwt(rule) = &self.auth {
+            names.extend(rule.config_names());
+        }
         names.sort_unstable();
         names.dedup();
         names
@@ -154,24 +185,31 @@ impl Scheme {
 
     /// The scheme with these values in place of `{config:NAME}`.
     pub fn with_config(mut self, values: &BTreeMap<String, String>) -> Self {
-        if let Auth::Signature(rule) = &mut self.auth {
-            rule.signed = rule.signed.drain(..).map(|signed| signed.with_config(values)).collect();
-        }
+        self.auth = match self.auth {
+            Auth::Signature(mut rule) => {
+                rule.signed = rule.signed.into_iter().map(|signed| signed.with_config(values)).collect();
+                Auth::Signature(rule)
+            }
+            Auth::Jwt(rule) => Auth::Jwt(rule.with_config(values)),
+            other @ (Auth::Token(_) | Auth::Code(_)) => other,
+        };
         self
     }
 
     fn templates(&self) -> &[Template] {
         match &self.auth {
             Auth::Signature(rule) => &rule.signed,
-            Auth::Token(_) => &[],
+            Auth::Token(_) | Auth::Jwt(_) | Auth::Code(_) => &[],
         }
     }
 
-    /// The algorithm of the signature, as a configuration calls it; `None` for tokens.
-    pub fn algorithm(&self) -> Option<&'static str> {
+    /// The algorithms of the signature, as a configuration calls them; none for tokens.
+    pub fn algorithms(&self) -> Vec<&'static str> {
         match &self.auth {
-            Auth::Signature(rule) => Some(rule.algorithm.name()),
-            Auth::Token(_) => None,
+            Auth::Signature(rule) => vec![rule.algorithm.name()],
+            Auth::Token(_) => Vec::new(),
+            Auth::Jwt(rule) => rule.algorithms.iter().map(|algorithm| algorithm.name()).collect(),
+            Auth::Code(code) => code.algorithms().iter().map(|algorithm| algorithm.name()).collect(),
         }
     }
 
@@ -180,6 +218,8 @@ impl Scheme {
         match &self.auth {
             Auth::Signature(rule) => rule.from.iter().map(Locator::to_string).collect(),
             Auth::Token(rule) => vec![rule.at.to_string()],
+            Auth::Jwt(rule) => vec![rule.at.to_string()],
+            Auth::Code(code) => vec![code.place().to_owned()],
         }
     }
 

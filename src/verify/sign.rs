@@ -7,8 +7,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::KeyError;
+use super::algorithm::Algorithm;
 use super::check::{basic, is_unambiguous};
-use super::key::long_enough;
+use super::encoding::Encoding;
+use super::jwt::{self, JwtRule};
+use super::key::{KeyRule, long_enough};
 use super::locate::{Locator, Request, other_port};
 use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
 use super::template::Template;
@@ -30,6 +33,7 @@ pub struct Signer {
 enum Credential {
     Key(SignatureRule, SigningKey),
     Token(HeaderName, HeaderValue),
+    Jwt(JwtRule, Algorithm, SigningKey),
 }
 
 /// What is to be signed.
@@ -58,6 +62,18 @@ impl Signer {
             Auth::Signature(rule) => {
                 let key = SigningKey::new(rule.algorithm, &rule.key, secret)?;
                 Credential::Key(rule.clone(), key)
+            }
+            Auth::Code(_) => {
+                return Err(KeyError("this provider's signatures can be verified, not made".to_owned()));
+            }
+            Auth::Jwt(rule) => {
+                let algorithms = rule.algorithms.iter();
+                let mut keys = algorithms.map(|algorithm| {
+                    SigningKey::new(*algorithm, &KeyRule::default(), secret).map(|key| (*algorithm, key))
+                });
+                let no_algorithm = || Err(KeyError("the tokens have no algorithm".to_owned()));
+                let (algorithm, key) = keys.find(Result::is_ok).unwrap_or_else(no_algorithm)?;
+                Credential::Jwt(rule.clone(), algorithm, key)
             }
             Auth::Token(rule) => {
                 let Locator::Header(name) = &rule.at else {
@@ -107,6 +123,7 @@ impl Signer {
         let (name, value) = match &self.credential {
             Credential::Token(name, token) => (name.clone(), token.clone()),
             Credential::Key(rule, key) => self.signature(rule, key, message, &headers, now)?,
+            Credential::Jwt(rule, algorithm, key) => token(rule, *algorithm, key, message, now)?,
         };
         headers.insert(name, value);
         Ok(headers)
@@ -134,7 +151,7 @@ impl Signer {
         let timestamp = match &self.scheme.timestamp {
             None => None,
             Some(rule) => match &rule.at {
-                TimestampPlace::Signature => Some(rule.unit.format(now)),
+                TimestampPlace::Signature | TimestampPlace::Claim(_) => Some(rule.unit.format(now)),
                 TimestampPlace::At(places) => found(request.find_first(places))?,
             },
         };
@@ -158,6 +175,30 @@ impl Signer {
         let text = rule.grammar.format(&signature, timestamp.as_deref());
         Ok((name.clone(), header_value(name, &text)?))
     }
+}
+
+/// The header with a token for `message`.
+fn token(
+    rule: &JwtRule,
+    algorithm: Algorithm,
+    key: &SigningKey,
+    message: &Message<'_>,
+    now: Timestamp,
+) -> Result<(HeaderName, HeaderValue), KeyError> {
+    let Locator::Header(name) = &rule.at else {
+        return Err(KeyError("a token outside of the headers cannot be made".to_owned()));
+    };
+    let (base_url, target) = split(message.url);
+    let (headers, body) = (HeaderMap::new(), Some(message.body.as_ref()));
+    let request =
+        Request { method: message.method, base_url, other_base_url: "", target, headers: &headers, body };
+    let alg = jwt::ALGORITHMS.iter().find(|(_, known)| *known == algorithm).map_or("", |(name, _)| *name);
+    let part = |json: serde_json::Value| Encoding::Base64Url.encode(json.to_string().as_bytes());
+    let header = part(serde_json::json!({ "alg": alg, "typ": "JWT" }));
+    let input = format!("{header}.{}", part(rule.claims(&request, message.id, now)));
+    let signature = key.sign(algorithm, &[Cow::Borrowed(input.as_bytes())])?;
+    let token = format!("{input}.{}", Encoding::Base64Url.encode(&signature));
+    Ok((name.clone(), header_value(name, &token)?))
 }
 
 fn header_of(places: &[Locator]) -> Option<&HeaderName> {

@@ -1,11 +1,13 @@
-//! Reads a scheme from its table. What belongs to the model but is still to come (JWT, handshakes) is refused by
-//! name, never ignored.
+//! Reads a scheme from its table. What belongs to the model but is still to come (handshakes) is refused by name, never
+//! ignored.
 
 use super::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use crate::reader::{Table, Value};
 use crate::verify::algorithm::Algorithm;
+use crate::verify::code::Code;
 use crate::verify::encoding::Encoding;
 use crate::verify::grammar::{Grammar, Names};
+use crate::verify::jwt::{self, ClaimValue, JwtRule};
 use crate::verify::key::{KeyEncoding, KeyRule};
 use crate::verify::locate::Locator;
 use crate::verify::template::Template;
@@ -18,33 +20,25 @@ impl Scheme {
         if let Some(value) = &handshake {
             not_available(value, "handshake");
         }
-        Self::read_fields(table).filter(|_| handshake.is_none())
+        Self::read_fields(table, false).filter(|_| handshake.is_none())
     }
 
-    /// Reads the keys that a preset shares with `[source.scheme]`.
-    pub(in crate::verify) fn read_fields(table: &Table<'_>) -> Option<Self> {
-        let jwt = table.get("jwt");
-        if let Some(value) = &jwt {
-            not_available(value, "jwt");
-        }
-        let available = jwt.is_none();
-        let auth = table.require("auth", "one of \"signature\", \"token\"").and_then(|value| {
-            match value.text()? {
-                "signature" => read_signature(table).map(Auth::Signature),
-                "token" => read_token(table).map(Auth::Token),
-                other @ ("jwt" | "code") => {
-                    not_available(&value, other);
-                    None
-                }
-                other => {
-                    value.wrong(format!("`{other}` is not a choice here"), "one of \"signature\", \"token\"");
-                    None
-                }
+    /// Reads the keys that a preset shares with `[source.scheme]`. Only presets may be code.
+    pub(in crate::verify) fn read_fields(table: &Table<'_>, is_preset: bool) -> Option<Self> {
+        const KINDS: &str = "one of \"signature\", \"token\", \"jwt\"";
+        let auth = table.require("auth", KINDS).and_then(|value| match value.text()? {
+            "signature" => read_signature(table).map(Auth::Signature),
+            "token" => read_token(table).map(Auth::Token),
+            "jwt" => read_jwt(table).map(Auth::Jwt),
+            "code" if is_preset => table.require("code", "a name")?.one_of(&Code::NAMES).map(Auth::Code),
+            other => {
+                value.wrong(format!("`{other}` is not a choice here"), KINDS);
+                None
             }
         });
         if auth.is_none() {
             // Known keys of some scheme, so that one mistake is not reported five times.
-            for key in ["signature", "key", "signed", "token", "body_digest"] {
+            for key in ["signature", "key", "signed", "token", "body_digest", "jwt"] {
                 drop(table.get(key));
             }
         }
@@ -62,11 +56,16 @@ impl Scheme {
             event: event?,
             require: require?,
         };
-        (scheme.agrees(table) && available).then_some(scheme)
+        scheme.agrees(table).then_some(scheme)
     }
 
     /// Whether the fields fit each other.
     fn agrees(&self, table: &Table<'_>) -> bool {
+        let claimed = matches!(self.timestamp, Some(TimestampRule { at: TimestampPlace::Claim(_), .. }));
+        if claimed && !matches!(self.auth, Auth::Jwt(_)) {
+            table.wrong("only a token has claims", "`timestamp = { at = \"header:…\", unit = \"s\" }`");
+            return false;
+        }
         let Auth::Signature(rule) = &self.auth else { return true };
         let any = |has: fn(&Template) -> bool| rule.signed.iter().any(has);
         let all = |has: fn(&Template) -> bool| rule.signed.iter().all(has);
@@ -130,6 +129,58 @@ fn read_token(table: &Table<'_>) -> Option<TokenRule> {
         }
     };
     Some(TokenRule { at: at?, basic: basic? })
+}
+
+fn read_jwt(table: &Table<'_>) -> Option<JwtRule> {
+    const HELP: &str = "a table with `at`, `algorithms`, `claims` and so on";
+    const ALGORITHMS: &str = "a list of \"HS256\", \"RS256\", \"ES256\" and so on";
+    const CLAIMS: &str = "a table of texts, of {url}, of {config:NAME}, or of lists of these";
+    let jwt = table.require("jwt", HELP)?.table(HELP)?;
+    let at = jwt.require("at", Locator::HELP).and_then(|at| at.parse(str::parse, Locator::HELP));
+    let algorithms = jwt.require("algorithms", ALGORITHMS).and_then(|value| {
+        let algorithms: Vec<_> =
+            value.array(ALGORITHMS)?.iter().map(|name| name.one_of(&jwt::ALGORITHMS)).collect();
+        if algorithms.is_empty() {
+            value.wrong("no algorithm is named", ALGORITHMS);
+            return None;
+        }
+        algorithms.into_iter().collect()
+    });
+    let claims = jwt.get("claims").and_then(|value| value.table(CLAIMS));
+    let claims: Vec<_> = claims.iter().flat_map(Table::entries).collect();
+    let claims: Vec<_> = claims
+        .into_iter()
+        .map(|(name, value)| {
+            let values =
+                if value.is_text() { vec![value.text()?.to_owned()] } else { texts(&value, CLAIMS)? };
+            Some((name, values.iter().map(|text| ClaimValue::parse(text)).collect()))
+        })
+        .collect();
+    let required = jwt.get("required").map_or(Some(Vec::new()), |value| texts(&value, "a list of claims"));
+    let body_hash = jwt.get("body_hash").map(|value| {
+        let table = value.table("a table with `claim` and `encoding`")?;
+        let claim = table.require("claim", "the claim's name").and_then(|value| value.text());
+        let encoding = table.require("encoding", ENCODINGS).and_then(|value| value.one_of(&ENCODING_NAMES));
+        Some((claim?.to_owned(), encoding?))
+    });
+    let id = jwt.get("id").map(|value| value.text());
+    let keys_url = jwt.get("keys_url").map(|value| value.text());
+    let optional = |value: Option<Option<&str>>| match value {
+        Some(text) => Some(Some(text?.to_owned())),
+        None => Some(None),
+    };
+    Some(JwtRule {
+        at: at?,
+        algorithms: algorithms?,
+        claims: claims.into_iter().collect::<Option<_>>()?,
+        required: required?,
+        body_hash: match body_hash {
+            Some(hash) => Some(hash?),
+            None => None,
+        },
+        id: optional(id)?,
+        keys_url: optional(keys_url)?,
+    })
 }
 
 fn read_signature(table: &Table<'_>) -> Option<SignatureRule> {
@@ -286,13 +337,12 @@ fn read_key(value: &Value<'_>) -> Option<KeyRule> {
 
 fn read_timestamp(value: &Value<'_>) -> Option<TimestampRule> {
     const HELP: &str = "a table with `at` and `unit`";
-    const AT: &str = "`signature`, `header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`";
+    const AT: &str = "`signature`, `claim:NAME`, `header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`";
     let table = value.table(HELP)?;
     let at = table.require("at", AT).and_then(|value| match value.as_text() {
         Some("signature") => Some(TimestampPlace::Signature),
-        Some(claim) if claim.starts_with("claim:") => {
-            not_available(&value, "claim");
-            None
+        Some(claim) if claim.len() > 6 && claim.starts_with("claim:") => {
+            Some(TimestampPlace::Claim(claim["claim:".len()..].to_owned()))
         }
         Some(_) => value.parse(str::parse, AT).map(|place| TimestampPlace::At(vec![place])),
         None => {
@@ -422,6 +472,24 @@ mod tests {
     }
 
     #[test]
+    fn tokens_with_claims_are_read() {
+        let text = "auth = 'jwt'\njwt = { at = 'header:Authorization', algorithms = ['HS256', 'ES256'], claims = { iss = 'a', \
+            aud = ['{url}', '{config:name}'] }, required = ['exp'], body_hash = { claim = 'b', encoding = 'hex' }, id = 'jti' }";
+        let (scheme, told) = read(text);
+        assert_eq!(told, []);
+        let scheme = scheme.unwrap();
+        assert_eq!((scheme.auth(), scheme.signs_url(), scheme.config_names()), ("jwt", true, vec!["name"]));
+        assert_eq!(scheme.coverage(), Coverage { timestamp: true, id: true, body: true });
+        assert_eq!(scheme.algorithms(), ["hmac-sha256", "ecdsa-p256-sha256-fixed"]);
+        check_wrong("auth = 'jwt'", "jwt", "`jwt` is missing");
+        let without = |what: &str| text.replace(what, "");
+        check_wrong(&without("'HS256', 'ES256'"), "jwt.algorithms", "no algorithm is named");
+        check_wrong(&text.replace("HS256", "none"), "jwt.algorithms[0]", "`none` is not a choice here");
+        check_wrong(&without("at = 'header:Authorization', "), "jwt.at", "`at` is missing");
+        check_wrong(&without(", encoding = 'hex'"), "jwt.body_hash.encoding", "`encoding` is missing");
+    }
+
+    #[test]
     fn a_token_can_move_to_another_header_and_a_signature_cannot() {
         let (scheme, told) = read("auth = 'token'\ntoken = { header = 'X-Token' }");
         assert_eq!(told, []);
@@ -436,18 +504,17 @@ mod tests {
     #[test]
     fn what_is_still_to_come_is_refused_by_name() {
         let later = |what: &str| format!("`{what}` is not available in this version");
-        check_wrong("auth = 'jwt'", "auth", &later("jwt"));
-        check_wrong("auth = 'code'", "auth", &later("code"));
         let with = |line: &str| format!("{SIGNATURE}{line}");
         check_wrong(&with("handshake = []"), "handshake", &later("handshake"));
-        let claim = with("timestamp = { at = 'claim:iat', unit = 's' }");
-        check_wrong(&claim, "timestamp.at", &later("claim"));
     }
 
     #[test]
     fn mistakes_are_reported_where_they_stand() {
         check_wrong("", "auth", "`auth` is missing");
         check_wrong("auth = 'none'", "auth", "`none` is not a choice here");
+        check_wrong("auth = 'code'\ncode = 'sns'", "auth", "`code` is not a choice here");
+        let claim = format!("{SIGNATURE}timestamp = {{ at = 'claim:iat', unit = 's' }}");
+        check_wrong(&claim, "", "only a token has claims");
         check_wrong("auth = 'token'", "token", "`token` is missing");
         check_wrong(
             "auth = 'token'\ntoken = { header = 'a b' }",
