@@ -19,6 +19,7 @@ mod jwt;
 mod key;
 mod locate;
 mod presets;
+mod published;
 mod refusal;
 mod scheme;
 pub mod sign;
@@ -26,6 +27,7 @@ mod signed;
 mod template;
 mod window;
 
+pub use check::Published;
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use scheme::{NotTokenAuth, Scheme};
@@ -162,11 +164,50 @@ impl Verifier {
         }
     }
 
+    /// The URL of the keys that `received` has to be verified with, when its source has no secrets and the sender publishes
+    /// its keys. Only URLs that the provider documents.
+    ///
+    /// # Errors
+    /// When the request names another place.
+    pub fn keys_url(&self, received: &Received) -> Result<Option<String>, Refusal> {
+        match &self.checked {
+            Some(Checked { checker, base_url, other_base_url, .. }) if checker.awaits_keys() => {
+                let Received { method, target, headers, body, .. } = received;
+                let body = Some(body.as_ref());
+                checker.keys_url(&Request { method, base_url, other_base_url, target, headers, body })
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Reads the document at a [`keys_url`](Self::keys_url): a certificate or a set of keys.
+    ///
+    /// # Errors
+    /// When it has no key of the scheme.
+    pub fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        match &self.checked {
+            Some(Checked { checker, .. }) => checker.read_published(document),
+            None => Err(KeyError("nothing is verified here".to_owned())),
+        }
+    }
+
     /// Verifies. When observing, refused requests are let through unverified, with the refusal noted.
     ///
     /// # Errors
     /// The reason, when the request is to be refused.
     pub fn verify(&self, received: Received) -> Result<Verified, Refusal> {
+        self.verify_with(received, None)
+    }
+
+    /// The same with the keys from [`keys_url`](Self::keys_url).
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_with(
+        &self,
+        received: Received,
+        published: Option<&Published>,
+    ) -> Result<Verified, Refusal> {
         let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
@@ -178,7 +219,7 @@ impl Verifier {
             headers: &received.headers,
             body: Some(&received.body),
         };
-        match (checker.check(&request, received.received_at), enforcement) {
+        match (checker.check(&request, published, received.received_at), enforcement) {
             (Ok(proof), Enforcement::Enforce | Enforcement::Observe) => {
                 let verification = Verification {
                     verified: true,

@@ -85,7 +85,8 @@ pub(super) fn read(
         Method::Custom(scheme) => (Arc::from("custom"), None, Some(*scheme)),
         Method::Unusable => (Arc::from(""), None, None),
     };
-    if table.get("secrets").is_none() && table.get("verify").is_none() {
+    let publishes_keys = scheme.as_ref().is_some_and(Scheme::publishes_keys);
+    if table.get("secrets").is_none() && table.get("verify").is_none() && !publishes_keys {
         let help = "`secrets = [{ env = \"NAME\" }]`, or `file = \"/path\"`; several may be valid at once";
         table.missing("secrets", "`secrets` is missing, so no request could be verified", help);
     }
@@ -107,7 +108,7 @@ pub(super) fn read(
         return None;
     }
     let (secrets, places): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
-    if secrets.is_empty() {
+    if secrets.is_empty() && !(publishes_keys && table.get("secrets").is_none()) {
         return None;
     }
     match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url) {
@@ -124,24 +125,24 @@ pub(super) fn read(
 /// Puts what the source says in `config` in place of the scheme's `{config:NAME}`.
 fn read_parameters(table: &Table<'_>, given: Option<&Value<'_>>, scheme: Scheme) -> Option<Scheme> {
     let mut values = BTreeMap::new();
-    let mut usable = true;
     let given = given.and_then(|value| value.table("a table of texts"));
-    for (name, value) in given.iter().flat_map(Table::entries) {
-        if !scheme.config_names().contains(&name.as_str()) {
+    let entries: Vec<_> = given.iter().flat_map(Table::entries).collect();
+    let names = scheme.config_names();
+    let mut usable = true;
+    for (name, value) in &entries {
+        if !names.contains(&name.as_str()) {
             value.wrong(format!("the scheme does not sign `{{config:{name}}}`"), "leave it out");
             usable = false;
         }
         match value.text() {
-            Some(text) => drop(values.insert(name, text.to_owned())),
+            Some(text) => drop(values.insert(name.clone(), text.to_owned())),
             None => usable = false,
         }
     }
-    for name in scheme.config_names() {
-        if !values.contains_key(name) {
-            let message = format!("`config.{name}` is missing, and this scheme signs it");
-            table.missing("config", message, format!("`config = {{ {name} = \"…\" }}`"));
-            usable = false;
-        }
+    for name in names.iter().filter(|name| !entries.iter().any(|(given, _)| given == *name)) {
+        let message = format!("`config.{name}` is missing, and this scheme signs it");
+        table.missing("config", message, format!("`config = {{ {name} = \"…\" }}`"));
+        usable = false;
     }
     usable.then(|| scheme.with_config(&values))
 }

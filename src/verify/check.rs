@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use super::code::Code;
 use super::encoding::Encoding;
 use super::jwt::{self, JwtRule};
-use super::key::{Key, long_enough};
+use super::key::{Key, long_enough, validity};
 use super::locate::{Locator, Request};
 use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use super::signed::{Keys, Signed};
@@ -99,14 +99,32 @@ impl Checker {
         self.secrets.iter().map(|secret| &secret.name)
     }
 
+    /// Where the sender publishes the keys of `request`.
+    pub(super) fn keys_url(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
+        self.scheme.keys.as_ref().map(|source| source.url(request)).transpose()
+    }
+
+    /// Reads a document with the sender's keys.
+    pub(super) fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        let secret = Secret::new(document).map_err(|blank| KeyError(blank.to_string()))?;
+        let (not_before, not_after) = validity(document).unzip();
+        let secret = NamedSecret { name: PUBLISHED.into(), secret, not_before, not_after };
+        HeldSecret::new(&self.scheme.auth, secret).map(Published)
+    }
+
     /// Refuses what the head of `request` shows to be hopeless.
     pub(super) fn precheck(&self, request: &Request<'_>, now: Timestamp) -> Result<(), Refusal> {
         self.try_groups(|group| self.precheck_group(request, now, group))
     }
 
-    /// Checks a request whose last byte had been read at `now`.
-    pub(super) fn check(&self, request: &Request<'_>, now: Timestamp) -> Result<Proof, Refusal> {
-        self.try_groups(|group| self.check_group(request, now, group))
+    /// Checks a request whose last byte had been read at `now`, with the sender's published keys where it has to be.
+    pub(super) fn check(
+        &self,
+        request: &Request<'_>,
+        published: Option<&Published>,
+        now: Timestamp,
+    ) -> Result<Proof, Refusal> {
+        self.try_groups(|group| self.check_group(request, published, now, group))
     }
 
     /// Tries one list of signatures after the other, where there are several; the first refusal stands.
@@ -125,11 +143,13 @@ impl Checker {
         match &evidence.claim {
             Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
             Claim::Jwt(rule, Some(token)) => {
-                drop(self.match_composed(std::slice::from_ref(&token.signed), now)?);
+                if !self.awaits_keys() {
+                    drop(self.match_composed(std::slice::from_ref(&token.signed), None, now)?);
+                }
                 rule.check(token, request, self.window, now)?;
             }
             Claim::Token(None) | Claim::Jwt(_, None) | Claim::Signatures(..) | Claim::Code(_) => {
-                if self.active(now).next().is_none() {
+                if self.active(None, now).next().is_none() && !self.awaits_keys() {
                     return Err(Refusal::NoActiveSecret);
                 }
             }
@@ -137,7 +157,13 @@ impl Checker {
         self.check_freshness(&evidence, now)
     }
 
-    fn check_group(&self, request: &Request<'_>, now: Timestamp, group: usize) -> Result<Proof, Refusal> {
+    fn check_group(
+        &self,
+        request: &Request<'_>,
+        published: Option<&Published>,
+        now: Timestamp,
+        group: usize,
+    ) -> Result<Proof, Refusal> {
         let evidence = self.evidence(request, group)?;
         let timestamp = evidence.timestamp.as_ref();
         let mut claimed_id = None;
@@ -147,12 +173,13 @@ impl Checker {
                 (self.match_token(token, now)?, None)
             }
             Claim::Signatures(rule, signatures) => {
-                let (secret, pieces) = self.match_signature(rule, signatures, request, &evidence, now)?;
+                let (secret, pieces) =
+                    self.match_signature(rule, signatures, request, &evidence, published, now)?;
                 (secret, Some(pieces))
             }
             Claim::Jwt(rule, token) => {
                 let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
-                let secret = self.match_composed(std::slice::from_ref(&token.signed), now)?;
+                let secret = self.match_composed(std::slice::from_ref(&token.signed), published, now)?;
                 rule.check(token, request, self.window, now)?;
                 claimed_id = rule.id.as_deref().and_then(|claim| token.text(claim));
                 // One that leaves the body open may be used again by its sender.
@@ -160,7 +187,7 @@ impl Checker {
             }
             Claim::Code(code) => {
                 let signed = code.signed(request)?;
-                let secret = self.match_composed(&signed, now)?;
+                let secret = self.match_composed(&signed, published, now)?;
                 (secret, Some(signed.into_iter().flat_map(|signed| signed.pieces).collect()))
             }
         };
@@ -290,8 +317,18 @@ impl Checker {
         }
     }
 
-    fn active(&self, now: Timestamp) -> impl Iterator<Item = &HeldSecret> {
-        self.secrets.iter().filter(move |secret| {
+    /// Whether every request has to be checked with the sender's published keys.
+    pub(super) fn awaits_keys(&self) -> bool {
+        self.scheme.keys.is_some() && self.secrets.is_empty()
+    }
+
+    fn active<'s>(
+        &'s self,
+        published: Option<&'s Published>,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &'s HeldSecret> {
+        let published = published.map(|Published(secret)| secret);
+        self.secrets.iter().chain(published).filter(move |secret| {
             secret.not_before.is_none_or(|from| from <= now) && secret.not_after.is_none_or(|to| now <= to)
         })
     }
@@ -304,6 +341,7 @@ impl Checker {
         signatures: &[Vec<u8>],
         request: &Request<'a>,
         evidence: &'a Evidence<'_>,
+        published: Option<&Published>,
         now: Timestamp,
     ) -> Result<(Arc<str>, Pieces<'a>), Refusal> {
         let mut refusal = Refusal::SignatureMismatch;
@@ -318,7 +356,7 @@ impl Checker {
                 Credential::Key(key) => rule.algorithm.verify(key, &pieces, signatures),
                 Credential::Token(_) | Credential::Keys(_) => false,
             };
-            match self.match_secret(now, Refusal::SignatureMismatch, makes_one) {
+            match self.match_secret(published, now, Refusal::SignatureMismatch, makes_one) {
                 Ok(secret) => return Ok((secret, pieces)),
                 Err(error) => refusal = error,
             }
@@ -327,15 +365,20 @@ impl Checker {
     }
 
     /// The active secret whose keys made all of `signed`.
-    fn match_composed(&self, signed: &[Signed<'_>], now: Timestamp) -> Result<Arc<str>, Refusal> {
-        self.match_secret(now, Refusal::SignatureMismatch, |credential| match credential {
+    fn match_composed(
+        &self,
+        signed: &[Signed<'_>],
+        published: Option<&Published>,
+        now: Timestamp,
+    ) -> Result<Arc<str>, Refusal> {
+        self.match_secret(published, now, Refusal::SignatureMismatch, |credential| match credential {
             Credential::Keys(keys) => keys.verify(signed),
             Credential::Key(_) | Credential::Token(_) => false,
         })
     }
 
     fn match_token(&self, presented: &[u8], now: Timestamp) -> Result<Arc<str>, Refusal> {
-        self.match_secret(now, Refusal::TokenMismatch, |credential| match credential {
+        self.match_secret(None, now, Refusal::TokenMismatch, |credential| match credential {
             Credential::Token(token) => token.matches(presented),
             Credential::Key(_) | Credential::Keys(_) => false,
         })
@@ -343,12 +386,13 @@ impl Checker {
 
     fn match_secret(
         &self,
+        published: Option<&Published>,
         now: Timestamp,
         mismatch: Refusal,
         matches: impl Fn(&Credential) -> bool,
     ) -> Result<Arc<str>, Refusal> {
         let mut refusal = Refusal::NoActiveSecret;
-        for secret in self.active(now) {
+        for secret in self.active(published, now) {
             if matches(&secret.credential) {
                 return Ok(Arc::clone(&secret.name));
             }
@@ -442,6 +486,13 @@ fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {
     }
     digest.finalize().into()
 }
+
+/// What stands for the name of a secret where the sender's published keys are used.
+const PUBLISHED: &str = "published";
+
+/// The keys of a sender that publishes them, as they were fetched.
+#[derive(Debug)]
+pub struct Published(HeldSecret);
 
 #[derive(Debug)]
 struct HeldSecret {

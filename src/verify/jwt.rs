@@ -50,8 +50,6 @@ pub(super) struct JwtRule {
     pub(super) body_hash: Option<(String, Encoding)>,
     /// The claim that a retry repeats and nothing else has.
     pub(super) id: Option<String>,
-    /// Where the sender publishes its keys.
-    pub(super) keys_url: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -251,7 +249,6 @@ mod tests {
             required: Vec::new(),
             body_hash: None,
             id: None,
-            keys_url: None,
         };
         rule.parse(Cow::Borrowed(token.as_bytes())).is_some()
     }

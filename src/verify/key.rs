@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::KeyError;
 use super::algorithm::{Algorithm, PublicKeyAlgorithm};
 use super::encoding::Encoding;
+use crate::clock::Timestamp;
 use crate::secret::Secret;
 
 /// Shorter secrets can be found by trying: seven random letters take a day of a desktop's time.
@@ -129,6 +130,21 @@ fn pem(text: &[u8]) -> Option<Vec<u8>> {
         }
         _ => Some(der),
     }
+}
+
+/// From when until when the certificate in `text` is good; nothing for what is no certificate.
+pub(super) fn validity(text: &[u8]) -> Option<(Timestamp, Timestamp)> {
+    let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(text).ok()?;
+    if kind != SectionKind::Certificate {
+        return None;
+    }
+    let certificate = x509_cert::Certificate::from_der(&der).ok()?;
+    let validity = certificate.tbs_certificate().validity();
+    let at = |time: x509_cert::time::Time| {
+        let second = i64::try_from(time.to_unix_duration().as_secs()).ok()?;
+        Timestamp::from_second(second).ok()
+    };
+    Some((at(validity.not_before)?, at(validity.not_after)?))
 }
 
 /// A public key as JSON (RFC 7517, RFC 8037).

@@ -13,6 +13,7 @@ use super::grammar::Grammar;
 use super::jwt::JwtRule;
 use super::key::KeyRule;
 use super::locate::Locator;
+use super::published::KeySource;
 use super::template::Template;
 use super::window::Unit;
 
@@ -29,6 +30,8 @@ pub struct Scheme {
     pub(super) event: Vec<Locator>,
     /// Values that must be exactly these.
     pub(super) require: Vec<(Locator, String)>,
+    /// Where the sender publishes its keys.
+    pub(super) keys: Option<KeySource>,
 }
 
 /// How the sender is known.
@@ -200,6 +203,21 @@ impl Scheme {
         match &self.auth {
             Auth::Signature(rule) => &rule.signed,
             Auth::Token(_) | Auth::Jwt(_) | Auth::Code(_) => &[],
+        }
+    }
+
+    /// Whether a source may go without secrets, since the sender publishes its public keys.
+    pub fn publishes_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    pub(super) fn has_public_keys(&self) -> bool {
+        let is_public = |algorithm: &Algorithm| algorithm.public_key().is_some();
+        match &self.auth {
+            Auth::Token(_) => false,
+            Auth::Signature(rule) => is_public(&rule.algorithm),
+            Auth::Jwt(rule) => rule.algorithms.iter().all(is_public),
+            Auth::Code(code) => code.algorithms().iter().all(is_public),
         }
     }
 

@@ -235,6 +235,25 @@ fn verification_of_sources() {
         "window = { future = \"0s\" }",
         "2:21: error: source[0].window.future: `0s` cannot be used: it must be from 1ms to 1d",
     );
+    let keyless = source("provider = \"aws-sns\"\nsecrets = -");
+    assert_eq!(problems(&parse(&keyless)), [""; 0]);
+    check(
+        "provider = \"aws-sns\"\nsecrets = []",
+        "3:11: error: source[0].secrets: there is no secret, so no request could be verified",
+    );
+    let pinned = |lines: &str| format!("provider = \"google-pubsub\"\nsecrets = -\n{lines}");
+    check(
+        &pinned("config = { audience = \"a\" }"),
+        "1:1: error: source[0].config: `config.email` is missing, and this scheme signs it",
+    );
+    check(
+        &pinned("config = { audience = \"a\", email = 7 }"),
+        "4:36: error: source[0].config.email: integer does not fit here",
+    );
+    check(
+        "config = { name = \"a\" }",
+        "2:19: error: source[0].config.name: the scheme does not sign `{config:name}`",
+    );
     let unproven = |line: &str, column: usize, key: &str| {
         let text = source(&format!("provider = -\nsecrets = -\nverify = \"none\"\n{line}"));
         let warning = "4:10: warning: source[0].verify: nothing proves who sends to this source";

@@ -10,6 +10,7 @@ use crate::verify::grammar::{Grammar, Names};
 use crate::verify::jwt::{self, ClaimValue, JwtRule};
 use crate::verify::key::{KeyEncoding, KeyRule};
 use crate::verify::locate::Locator;
+use crate::verify::published::{KeySource, Pattern};
 use crate::verify::template::Template;
 use crate::verify::window::Unit;
 
@@ -45,6 +46,7 @@ impl Scheme {
         let timestamp = table.get("timestamp").map(|value| read_timestamp(&value));
         let delivery_id = table.get("delivery_id").map_or(Some(Vec::new()), |value| locators(&value));
         let event = table.get("event").map_or(Some(Vec::new()), |value| locators(&value));
+        let keys = table.get("keys").map(|value| read_keys(&value));
         let require = table.get("require").map_or(Some(Vec::new()), |value| read_require(&value));
         let scheme = Self {
             auth: auth?,
@@ -55,12 +57,20 @@ impl Scheme {
             delivery_id: delivery_id?,
             event: event?,
             require: require?,
+            keys: match keys {
+                Some(source) => Some(source?),
+                None => None,
+            },
         };
         scheme.agrees(table).then_some(scheme)
     }
 
     /// Whether the fields fit each other.
     fn agrees(&self, table: &Table<'_>) -> bool {
+        if self.keys.is_some() && !self.has_public_keys() {
+            table.wrong("only public keys are published", "leave `keys` out");
+            return false;
+        }
         let claimed = matches!(self.timestamp, Some(TimestampRule { at: TimestampPlace::Claim(_), .. }));
         if claimed && !matches!(self.auth, Auth::Jwt(_)) {
             table.wrong("only a token has claims", "`timestamp = { at = \"header:…\", unit = \"s\" }`");
@@ -164,11 +174,6 @@ fn read_jwt(table: &Table<'_>) -> Option<JwtRule> {
         Some((claim?.to_owned(), encoding?))
     });
     let id = jwt.get("id").map(|value| value.text());
-    let keys_url = jwt.get("keys_url").map(|value| value.text());
-    let optional = |value: Option<Option<&str>>| match value {
-        Some(text) => Some(Some(text?.to_owned())),
-        None => Some(None),
-    };
     Some(JwtRule {
         at: at?,
         algorithms: algorithms?,
@@ -178,8 +183,10 @@ fn read_jwt(table: &Table<'_>) -> Option<JwtRule> {
             Some(hash) => Some(hash?),
             None => None,
         },
-        id: optional(id)?,
-        keys_url: optional(keys_url)?,
+        id: match id {
+            Some(claim) => Some(claim?.to_owned()),
+            None => None,
+        },
     })
 }
 
@@ -335,6 +342,21 @@ fn read_key(value: &Value<'_>) -> Option<KeyRule> {
     })
 }
 
+fn read_keys(value: &Value<'_>) -> Option<KeySource> {
+    const HELP: &str = "`{ url = \"https://…\" }`, or a table with `at`, `hosts` and `path`";
+    let table = value.table(HELP)?;
+    let https =
+        |url: &str| if url.starts_with("https://") { Ok(url.to_owned()) } else { Err("it is not https") };
+    if let Some(url) = table.get("url") {
+        return url.parse(https, HELP).map(KeySource::At);
+    }
+    let at = table.require("at", Locator::HELP).and_then(|at| at.parse(str::parse, Locator::HELP));
+    let hosts = table.require("hosts", HELP).and_then(|hosts| texts(&hosts, "a list of host names"));
+    let path = table.require("path", HELP).and_then(|path| path.text());
+    let hosts = hosts?.iter().map(|host| Pattern::new(host)).collect();
+    Some(KeySource::Named { at: at?, hosts, path: Pattern::new(path?) })
+}
+
 fn read_timestamp(value: &Value<'_>) -> Option<TimestampRule> {
     const HELP: &str = "a table with `at` and `unit`";
     const AT: &str = "`signature`, `claim:NAME`, `header:NAME`, `query:NAME`, `json:/pointer` or `form:NAME`";
@@ -487,6 +509,24 @@ mod tests {
         check_wrong(&text.replace("HS256", "none"), "jwt.algorithms[0]", "`none` is not a choice here");
         check_wrong(&without("at = 'header:Authorization', "), "jwt.at", "`at` is missing");
         check_wrong(&without(", encoding = 'hex'"), "jwt.body_hash.encoding", "`encoding` is missing");
+    }
+
+    #[test]
+    fn the_places_of_published_keys_are_read() {
+        let rsa = SIGNATURE.replace("hmac-sha256", "rsa-pkcs1-sha256");
+        let with = |keys: &str| format!("{rsa}keys = {keys}");
+        let named = with("{ at = 'header:X-Cert', hosts = ['a.example'], path = '/*.pem' }");
+        for good in [&with("{ url = 'https://a.example/jwks' }"), &named] {
+            assert!(read(good).0.unwrap().publishes_keys(), "{good}");
+        }
+        check_wrong(
+            &with("{ url = 'http://a.example' }"),
+            "keys.url",
+            "`http://a.example` cannot be used: it is not https",
+        );
+        check_wrong(&named.replace("hosts = ['a.example'], ", ""), "keys.hosts", "`hosts` is missing");
+        let shared = format!("{SIGNATURE}keys = {{ url = 'https://a.example' }}");
+        check_wrong(&shared, "", "only public keys are published");
     }
 
     #[test]
