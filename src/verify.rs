@@ -1,6 +1,41 @@
 //! Decides whether a request came from whom it says and is fresh. The only place where a [`Verified`] is built, and
 //! a `Verified` is the only thing that the store takes. Pure: time is an argument. It does not know about paths,
 //! destinations or duplicates.
+//!
+//! Other programs may use it, too. A provider is found by [`preset`], or described by a [`Scheme`] of one's own:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use countersign::clock::Timestamp;
+//! use countersign::secret::Secret;
+//! use countersign::verify::{Enforcement, Message, NamedSecret, Refusal, Signer, Verifier, Window, preset};
+//! use http::Method;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let scheme = preset("standard-webhooks").ok_or("no such provider")?.scheme.clone();
+//! let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")?;
+//!
+//! // The sender's side.
+//! let (now, body) = (Timestamp::from_second(1_800_000_000)?, Bytes::from_static(br#"{"type":"user.created"}"#));
+//! let url = "https://hooks.example.com/in";
+//! let message = Message { method: &Method::POST, url, id: Some("msg_1"), event: None, body: &body };
+//! let headers = Signer::new(scheme.clone(), &secret)?.sign(&message, now)?;
+//!
+//! // The receiver's side. Several secrets at once make a rotation; each may have a time in which it is good.
+//! let secrets = vec![NamedSecret::new("2027-01", secret)];
+//! let public_url = Some("https://hooks.example.com".to_owned());
+//! let verifier =
+//!     Verifier::new("standard-webhooks".into(), scheme, secrets, Window::default(), Enforcement::Enforce, public_url)
+//!         .map_err(|errors| format!("{errors:?}"))?;
+//! let proof = verifier.check(&Method::POST, "/in", &headers, &body, now)?;
+//! assert_eq!(proof.delivery_id.as_deref(), Some("msg_1"));
+//! assert_eq!(proof.event.as_deref(), Some("user.created"));
+//!
+//! let forged = verifier.check(&Method::POST, "/in", &headers, b"{}", now);
+//! assert_eq!(forged.unwrap_err(), Refusal::SignatureMismatch);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 
@@ -27,7 +62,7 @@ mod signed;
 mod template;
 mod window;
 
-pub use check::Published;
+pub use check::{Proof, Published};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use scheme::{NotTokenAuth, Scheme};
@@ -59,6 +94,13 @@ pub struct NamedSecret {
     pub not_before: Option<Timestamp>,
     /// The last moment at which it is valid; for ever, when absent.
     pub not_after: Option<Timestamp>,
+}
+
+impl NamedSecret {
+    /// A secret that is always valid.
+    pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
+        Self { name: name.into(), secret, not_before: None, not_after: None }
+    }
 }
 
 /// A secret that cannot be a key of the scheme, or a message that cannot be signed with it. The text never shows the
@@ -162,6 +204,25 @@ impl Verifier {
             }
             Some(Checked { enforcement: Enforcement::Observe, .. }) | None => Ok(()),
         }
+    }
+
+    /// Verifies a request whose last byte had been read at `now`, whatever the enforcement. `target` is path and query.
+    ///
+    /// # Errors
+    /// The reason, when it proves nothing; also when this verifies nothing.
+    pub fn check(
+        &self,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Proof, Refusal> {
+        let Some(Checked { checker, base_url, other_base_url, .. }) = &self.checked else {
+            return Err(Refusal::NoActiveSecret);
+        };
+        let request = Request { method, base_url, other_base_url, target, headers, body: Some(body) };
+        checker.check(&request, None, now)
     }
 
     /// The URL of the keys that `received` has to be verified with, when its source has no secrets and the sender publishes

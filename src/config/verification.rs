@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
 
@@ -35,16 +34,17 @@ const HOW: &str = "`provider = \"…\"` (`countersign providers` lists them), a 
 /// The source's window, whether or not the rest can be used: the ttl is measured against it.
 pub(super) fn read_window(table: &Table<'_>) -> Window {
     let window = table.section("window");
-    let side = |key| {
+    let side = |key, default| {
         duration(
             &window,
             key,
-            Duration::from_secs(300),
+            default,
             MILLISECOND..=DAY,
             "above 0 and at most 24h, since for as long a captured request stays good",
         )
     };
-    Window { past: side("past"), future: side("future") }
+    let Window { past, future } = Window::default();
+    Window { past: side("past", past), future: side("future", future) }
 }
 
 /// Reports what is wrong; `None` when that leaves nothing to verify with.

@@ -45,13 +45,17 @@ pub(super) struct Checker {
 
 /// What a request that passed has proven.
 #[derive(Debug)]
-pub(super) struct Proof {
-    pub(super) secret: Arc<str>,
-    pub(super) skew_seconds: Option<i64>,
-    pub(super) delivery_id: Option<String>,
-    pub(super) event: Option<String>,
-    /// Of exactly the signed bytes, where delivery id or timestamp are not among them.
-    pub(super) signed_digest: Option<[u8; 32]>,
+pub struct Proof {
+    /// The name of the secret that made the signature, or of the token.
+    pub secret: Arc<str>,
+    /// How many seconds the timestamp lay behind the clock; `None` without a timestamp.
+    pub skew_seconds: Option<i64>,
+    /// The provider's identifier that a retry repeats.
+    pub delivery_id: Option<String>,
+    /// The event type.
+    pub event: Option<String>,
+    /// SHA-256 of exactly the signed bytes, where delivery id or timestamp are not among them.
+    pub signed_digest: Option<[u8; 32]>,
 }
 
 /// What a request puts forward: well-formed, not yet believed.
