@@ -16,6 +16,7 @@ use super::locate::Locator;
 use super::published::KeySource;
 use super::template::Template;
 use super::window::Unit;
+use crate::clock::Timestamp;
 
 mod read;
 
@@ -244,6 +245,15 @@ impl Scheme {
     /// Where the delivery id is looked for, as a configuration writes it.
     pub fn id_places(&self) -> Vec<String> {
         self.delivery_id.iter().map(Locator::to_string).collect()
+    }
+
+    /// The JSON pointer of the timestamp, when it stands in the body, and how `now` is written there.
+    pub fn timestamp_in_body(&self, now: Timestamp) -> Option<(&str, String)> {
+        let rule = self.timestamp.as_ref()?;
+        match &rule.at {
+            TimestampPlace::At(places) => Some((pointer(places)?, rule.unit.format(now))),
+            TimestampPlace::Signature | TimestampPlace::Claim(_) => None,
+        }
     }
 
     /// The JSON pointer of the delivery id, when it may stand in the body.
