@@ -31,6 +31,7 @@ mod connection;
 mod framing;
 mod guard;
 mod head;
+mod keys;
 mod linger;
 mod listener;
 mod proxy;
@@ -40,12 +41,14 @@ mod tls;
 mod wire;
 
 pub use guard::Guarded;
+pub use keys::{Fetch, FetchError};
 pub use listener::{BindError, Certificate, Listener};
 pub use tls::{Expiry, TlsError, check_certificate};
 
 use answer::{Rejection, TurnedAway};
 use body::{Budget, Reservation};
 use claims::Gate;
+use keys::KeyCache;
 use rejections::Rejections;
 use routes::Routes;
 use tls::Proven;
@@ -57,6 +60,7 @@ pub struct Ingest {
     /// Swapped whole at a reload; a request keeps the routes that it began with.
     routes: ArcSwap<Routes>,
     gate: Gate,
+    keys: KeyCache,
     rejections: Rejections,
     /// What monotonic time is counted from.
     origin: Instant,
@@ -80,6 +84,17 @@ struct Peer {
 impl Ingest {
     /// Builds the pipeline over `store`. Limits and deadline are those of `config` until the process ends.
     pub fn new(config: &Config, store: Arc<dyn Store>, clock: Clock, metrics: Metrics) -> Arc<Self> {
+        Self::with_fetch(config, store, clock, metrics, Arc::new(keys::Https::default()))
+    }
+
+    /// The same with another way to the keys that senders publish.
+    pub fn with_fetch(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        metrics: Metrics,
+        fetch: Arc<dyn Fetch>,
+    ) -> Arc<Self> {
         let gate = Gate::new(store, config.dedup_cache_entries);
         let ingest = Self {
             routes: ArcSwap::from_pointee(Routes::new(config, None)),
@@ -93,6 +108,7 @@ impl Ingest {
             clock,
             metrics,
             gate,
+            keys: KeyCache::new(fetch),
         };
         ingest.announce(config);
         Arc::new(ingest)
@@ -217,7 +233,14 @@ impl Ingest {
 
     async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<&'static str, Rejection> {
         let source = &entry.source;
-        let verified = Arc::new(source.verifier.verify(received)?);
+        let published = match source.verifier.keys_url(&received)? {
+            Some(url) => Some(self.keys.get(&source.name, &source.verifier, url).await.map_err(|error| {
+                tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
+                Rejection::KeysMissing
+            })?),
+            None => None,
+        };
+        let verified = Arc::new(source.verifier.verify_with(received, published.as_deref())?);
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
         if delivery.delivery_id.is_none() && !source.accept_missing_id {

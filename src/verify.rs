@@ -1,6 +1,41 @@
 //! Decides whether a request came from whom it says and is fresh. The only place where a [`Verified`] is built, and
 //! a `Verified` is the only thing that the store takes. Pure: time is an argument. It does not know about paths,
 //! destinations or duplicates.
+//!
+//! Other programs may use it, too. A provider is found by [`preset`], or described by a [`Scheme`] of one's own:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use countersign::clock::Timestamp;
+//! use countersign::secret::Secret;
+//! use countersign::verify::{Enforcement, Message, NamedSecret, Refusal, Signer, Verifier, Window, preset};
+//! use http::Method;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let scheme = preset("standard-webhooks").ok_or("no such provider")?.scheme.clone();
+//! let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")?;
+//!
+//! // The sender's side.
+//! let (now, body) = (Timestamp::from_second(1_800_000_000)?, Bytes::from_static(br#"{"type":"user.created"}"#));
+//! let url = "https://hooks.example.com/in";
+//! let message = Message { method: &Method::POST, url, id: Some("msg_1"), event: None, body: &body };
+//! let headers = Signer::new(scheme.clone(), &secret)?.sign(&message, now)?;
+//!
+//! // The receiver's side. Several secrets at once make a rotation; each may have a time in which it is good.
+//! let secrets = vec![NamedSecret::new("2027-01", secret)];
+//! let public_url = Some("https://hooks.example.com".to_owned());
+//! let verifier =
+//!     Verifier::new("standard-webhooks".into(), scheme, secrets, Window::default(), Enforcement::Enforce, public_url)
+//!         .map_err(|errors| format!("{errors:?}"))?;
+//! let proof = verifier.check(&Method::POST, "/in", &headers, &body, now)?;
+//! assert_eq!(proof.delivery_id.as_deref(), Some("msg_1"));
+//! assert_eq!(proof.event.as_deref(), Some("user.created"));
+//!
+//! let forged = verifier.check(&Method::POST, "/in", &headers, b"{}", now);
+//! assert_eq!(forged.unwrap_err(), Refusal::SignatureMismatch);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 
@@ -11,27 +46,34 @@ use crate::clock::Timestamp;
 use crate::delivery::{Delivery, Received, Verification};
 use crate::secret::Secret;
 
+mod algorithm;
 mod check;
+mod code;
+mod encoding;
 mod grammar;
+mod jwt;
+mod key;
 mod locate;
-mod mac;
 mod presets;
+mod published;
 mod refusal;
 mod scheme;
 pub mod sign;
+mod signed;
 mod template;
 mod window;
 
+pub use check::{Proof, Published};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use scheme::{NotTokenAuth, Scheme};
 pub use sign::{Message, Signer};
 pub use window::Window;
 
-pub(crate) use mac::SECRET_BYTES_MIN;
+pub(crate) use key::SECRET_BYTES_MIN;
 
-use check::{Checker, Signed};
-use locate::Request;
+use check::Checker;
+use locate::{Request, other_port};
 
 /// What happens to a request that fails its verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +95,13 @@ pub struct NamedSecret {
     pub not_before: Option<Timestamp>,
     /// The last moment at which it is valid; for ever, when absent.
     pub not_after: Option<Timestamp>,
+}
+
+impl NamedSecret {
+    /// A secret that is always valid.
+    pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
+        Self { name: name.into(), secret, not_before: None, not_after: None }
+    }
 }
 
 /// A secret that cannot be a key of the scheme, or a message that cannot be signed with it. The text never shows the
@@ -85,6 +134,7 @@ struct Checked {
     checker: Checker,
     enforcement: Enforcement,
     base_url: String,
+    other_base_url: String,
 }
 
 impl Verifier {
@@ -106,9 +156,13 @@ impl Verifier {
                 "the scheme signs the URL, and `public_url` does not say what the provider was told";
             return Err(vec![(0, KeyError(message.to_owned()))]);
         }
+        if let Some(name) = scheme.config_names().first() {
+            return Err(vec![(0, KeyError(format!("the scheme signs `{name}`, which is not configured")))]);
+        }
         let checker = Checker::new(scheme, secrets, window)?;
         let base_url = public_url.unwrap_or_default().trim_end_matches('/').to_owned();
-        Ok(Self { provider, checked: Some(Checked { checker, enforcement, base_url }) })
+        let other_base_url = other_port(&base_url);
+        Ok(Self { provider, checked: Some(Checked { checker, enforcement, base_url, other_base_url }) })
     }
 
     /// `verify = "none"`: lets everything through, marked as unverified, without delivery id and event type.
@@ -145,10 +199,57 @@ impl Verifier {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         match &self.checked {
-            Some(Checked { checker, enforcement: Enforcement::Enforce, base_url }) => {
-                checker.precheck(&Request { method, base_url, target, headers, body: None }, now)
+            Some(Checked { checker, enforcement: Enforcement::Enforce, base_url, other_base_url }) => {
+                let request = Request { method, base_url, other_base_url, target, headers, body: None };
+                checker.precheck(&request, now)
             }
             Some(Checked { enforcement: Enforcement::Observe, .. }) | None => Ok(()),
+        }
+    }
+
+    /// Verifies a request whose last byte had been read at `now`, whatever the enforcement. `target` is path and query.
+    ///
+    /// # Errors
+    /// The reason, when it proves nothing; also when this verifies nothing.
+    pub fn check(
+        &self,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Proof, Refusal> {
+        let Some(Checked { checker, base_url, other_base_url, .. }) = &self.checked else {
+            return Err(Refusal::NoActiveSecret);
+        };
+        let request = Request { method, base_url, other_base_url, target, headers, body: Some(body) };
+        checker.check(&request, None, now)
+    }
+
+    /// The URL of the keys that `received` has to be verified with, when its source has no secrets and the sender publishes
+    /// its keys. Only URLs that the provider documents.
+    ///
+    /// # Errors
+    /// When the request names another place.
+    pub fn keys_url(&self, received: &Received) -> Result<Option<String>, Refusal> {
+        match &self.checked {
+            Some(Checked { checker, base_url, other_base_url, .. }) if checker.awaits_keys() => {
+                let Received { method, target, headers, body, .. } = received;
+                let body = Some(body.as_ref());
+                checker.keys_url(&Request { method, base_url, other_base_url, target, headers, body })
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Reads the document at a [`keys_url`](Self::keys_url): a certificate or a set of keys.
+    ///
+    /// # Errors
+    /// When it has no key of the scheme.
+    pub fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        match &self.checked {
+            Some(Checked { checker, .. }) => checker.read_published(document),
+            None => Err(KeyError("nothing is verified here".to_owned())),
         }
     }
 
@@ -157,17 +258,30 @@ impl Verifier {
     /// # Errors
     /// The reason, when the request is to be refused.
     pub fn verify(&self, received: Received) -> Result<Verified, Refusal> {
-        let Some(Checked { checker, enforcement, base_url }) = &self.checked else {
+        self.verify_with(received, None)
+    }
+
+    /// The same with the keys from [`keys_url`](Self::keys_url).
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_with(
+        &self,
+        received: Received,
+        published: Option<&Published>,
+    ) -> Result<Verified, Refusal> {
+        let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
         let request = Request {
             method: &received.method,
             base_url,
+            other_base_url,
             target: &received.target,
             headers: &received.headers,
             body: Some(&received.body),
         };
-        match (checker.check(&request, received.received_at), enforcement) {
+        match (checker.check(&request, published, received.received_at), enforcement) {
             (Ok(proof), Enforcement::Enforce | Enforcement::Observe) => {
                 let verification = Verification {
                     verified: true,
@@ -178,7 +292,8 @@ impl Verifier {
                 let facts = Facts {
                     delivery_id: proof.delivery_id,
                     event: proof.event,
-                    signed: proof.signed,
+                    signed_digest: proof.signed_digest,
+                    body_digest: proof.body_digest,
                     observed: None,
                 };
                 Ok(Verified::new(received, verification, facts))
@@ -188,7 +303,8 @@ impl Verifier {
                 let facts = Facts {
                     delivery_id: checker.delivery_id(&request).ok().flatten(),
                     event: checker.event(&request).ok().flatten(),
-                    signed: None,
+                    signed_digest: None,
+                    body_digest: None,
                     observed: Some(refusal),
                 };
                 Ok(Verified::new(received, self.unproven(), facts))
@@ -214,19 +330,16 @@ pub struct Verified {
 struct Facts {
     delivery_id: Option<String>,
     event: Option<String>,
-    signed: Option<Signed>,
+    signed_digest: Option<[u8; 32]>,
+    body_digest: Option<[u8; 32]>,
     observed: Option<Refusal>,
 }
 
 impl Verified {
     fn new(received: Received, verification: Verification, facts: Facts) -> Self {
         let Received { id, source, received_at, sender, method, target, headers, body } = received;
-        let Facts { delivery_id, event, signed, observed } = facts;
-        let body_digest = Sha256::digest(&body).into();
-        let signed_digest = signed.map(|signed| match signed {
-            Signed::Body => body_digest,
-            Signed::More(digest) => digest,
-        });
+        let Facts { delivery_id, event, signed_digest, body_digest, observed } = facts;
+        let body_digest = body_digest.unwrap_or_else(|| Sha256::digest(&body).into());
         let delivery = Delivery {
             id,
             source,

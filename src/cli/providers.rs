@@ -13,22 +13,33 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print the table of the README
+    #[arg(long, conflicts_with_all = ["json", "name"])]
+    markdown: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.name {
+        None if arguments.markdown => {
+            say("| provider | proof | signed | delivery id | handshake |");
+            say("|---|---|---|---|---|");
+            for preset in presets() {
+                say(&row(preset));
+            }
+        }
         None if arguments.json => print_json(&presets().iter().map(document).collect()),
         None => {
             say(&format!(
-                "{:<20} {:<10} {:<22} {:<10} {}",
-                "PROVIDER", "AUTH", "METHODS", "BODY", "DOCUMENTATION"
+                "{:<27} {:<10} {:<10} {:<27} {:<10} {}",
+                "PROVIDER", "AUTH", "CONFIRMED", "METHODS", "BODY", "DOCUMENTATION"
             ));
             for preset in presets() {
                 let body = preset.body_max.map_or("-".to_owned(), format_size);
                 say(&format!(
-                    "{:<20} {:<10} {:<22} {body:<10} {}",
+                    "{:<27} {:<10} {:<10} {:<27} {body:<10} {}",
                     preset.name,
                     preset.scheme.auth(),
+                    if preset.confirmed { "yes" } else { "no" },
                     methods(preset).join(" "),
                     preset.docs.as_deref().unwrap_or("-")
                 ));
@@ -57,6 +68,11 @@ fn document(preset: &Preset) -> serde_json::Value {
     json!({
         "name": &*preset.name,
         "auth": preset.scheme.auth(),
+        "algorithms": preset.scheme.algorithms(),
+        "proof_at": preset.scheme.places(),
+        "delivery_id_at": preset.scheme.id_places(),
+        "signs_url": preset.scheme.signs_url(),
+        "config": preset.scheme.config_names(),
         "handshake": preset.handshake,
         "confirmed": preset.confirmed,
         "methods": methods(preset),
@@ -65,8 +81,46 @@ fn document(preset: &Preset) -> serde_json::Value {
         "timeout": preset.timeout.map(format_duration),
         "retry_horizon": preset.retry_horizon.map(format_duration),
         "drop_events": preset.drop_events,
+        "replay_guard": if preset.guards_replays { "absorb" } else { "off" },
         "documentation": preset.docs,
     })
+}
+
+/// A row of the README's table.
+fn row(preset: &Preset) -> String {
+    let Preset { name, scheme, .. } = preset;
+    let coverage = scheme.coverage();
+    let unconfirmed = if preset.confirmed { "" } else { " †" };
+    let linked = match &preset.docs {
+        Some(docs) => format!("[`{name}`]({docs})"),
+        None => format!("`{name}`"),
+    };
+    let bare = |places: &[String]| {
+        let names: Vec<_> =
+            places.iter().map(|place| place.strip_prefix("header:").unwrap_or(place)).collect();
+        match names.as_slice() {
+            [] => "-".to_owned(),
+            [name] => format!("`{name}`"),
+            [name, ..] => format!("`{name}` …"),
+        }
+    };
+    let signed: Vec<_> = [
+        (coverage.body, "body"),
+        (coverage.timestamp, "time"),
+        (coverage.id && !scheme.id_places().is_empty(), "id"),
+        (scheme.signs_url(), "URL"),
+    ]
+    .into_iter()
+    .filter_map(|(covered, what)| covered.then_some(what))
+    .collect();
+    let signed = if signed.is_empty() { "-".to_owned() } else { signed.join(", ") };
+    let handshake = if preset.handshake.is_empty() { "-".to_owned() } else { preset.handshake.join(", ") };
+    format!(
+        "| {linked}{unconfirmed} | {} {} | {signed} | {} | {handshake} |",
+        bare(&scheme.places()),
+        if scheme.algorithms().is_empty() { "secret".to_owned() } else { scheme.algorithms().join(", ") },
+        bare(&scheme.id_places()),
+    )
 }
 
 fn methods(preset: &Preset) -> Vec<&str> {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use countersign::clock::{Clock, Timestamp};
 use countersign::secret::Secret;
-use countersign::verify::{Message, Signer, preset};
+use countersign::verify::{Message, Scheme, Signer, preset};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request};
+use serde_json::{Map, Value};
 
 use super::http::Client;
 use super::{Failure, say, small_runtime};
@@ -80,7 +81,7 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
     });
     let body = match &arguments.body {
         Some(path) => read(path)?,
-        None => sample(preset.scheme.id_pointer(), preset.scheme.event_pointer(), &id, &arguments.event),
+        None => sample(&preset.scheme, &id, &arguments.event, now),
     };
     let mut request = Request::builder()
         .method(&arguments.method)
@@ -104,17 +105,44 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
     Ok(request)
 }
 
-/// A body that carries id and event type where the provider's do.
-fn sample(id_pointer: Option<&str>, event_pointer: Option<&str>, id: &str, event: &str) -> Bytes {
-    let mut body = serde_json::Map::new();
-    for (pointer, value) in [(id_pointer, id), (event_pointer, event)] {
-        // Pointers of the presets that are sent this way name a member of the root.
-        if let Some(member) = pointer.and_then(|pointer| pointer.strip_prefix('/')) {
-            body.insert(member.to_owned(), value.into());
-        }
+/// A body that carries id, event type and time where the provider's do.
+fn sample(scheme: &Scheme, id: &str, event: &str, now: Timestamp) -> Bytes {
+    let mut body = Value::Object(Map::new());
+    let ids = [(scheme.id_pointer(), id), (scheme.event_pointer(), event)];
+    for (pointer, text) in ids.into_iter().filter_map(|(pointer, text)| Some((pointer?, text))) {
+        put(&mut body, pointer, text.into());
     }
-    body.entry("sent_by").or_insert_with(|| "countersign send".into());
-    serde_json::Value::Object(body).to_string().into()
+    if let Some((pointer, time)) = scheme.timestamp_in_body(now) {
+        let time = time.parse::<i64>().map_or_else(|_| Value::from(time), Value::from);
+        put(&mut body, pointer, time);
+    }
+    if let Some(members) = body.as_object_mut() {
+        members.insert("sent_by".to_owned(), "countersign send".into());
+    }
+    body.to_string().into()
+}
+
+/// Puts `value` at a JSON pointer, with the objects and lists on the way there.
+fn put(body: &mut Value, pointer: &str, value: Value) {
+    let mut place = body;
+    for step in pointer.split('/').skip(1) {
+        let index = step.parse::<usize>().ok().filter(|index| *index == 0);
+        place = match index {
+            Some(_) => {
+                if !place.is_array() {
+                    *place = Value::Array(vec![Value::Null]);
+                }
+                &mut place[0]
+            }
+            None => {
+                if !place.is_object() {
+                    *place = Value::Object(Map::new());
+                }
+                &mut place[step]
+            }
+        };
+    }
+    *place = value;
 }
 
 fn read(path: &std::path::Path) -> Result<Bytes, Failure> {
@@ -141,5 +169,24 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
         Err(_) => {
             text.parse().map_err(|_| "use Unix seconds or RFC 3339, such as 2026-12-01T00:00:00Z".to_owned())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_its_values_where_the_provider_has_them() {
+        let now = Timestamp::from_second(1_776_871_800).unwrap();
+        let check = |provider: &str, expected: &str| {
+            let body = sample(&preset(provider).unwrap().scheme, "id-1", "e", now);
+            assert_eq!(String::from_utf8_lossy(&body), expected, "{provider}");
+        };
+        check("github", r#"{"sent_by":"countersign send"}"#);
+        check("stripe", r#"{"id":"id-1","sent_by":"countersign send","type":"e"}"#);
+        check("telnyx", r#"{"data":{"event_type":"e","id":"id-1"},"sent_by":"countersign send"}"#);
+        check("sendgrid", r#"[{"event":"e"}]"#);
+        check("linear", r#"{"sent_by":"countersign send","type":"e","webhookTimestamp":1776871800000}"#);
     }
 }

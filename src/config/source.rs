@@ -242,7 +242,10 @@ fn read_replay_guard(table: &Table<'_>, verification: Option<&Verification>) -> 
     let guard = choice(
         table,
         "replay_guard",
-        ReplayGuard::Absorb,
+        match verification.and_then(|verification| verification.preset) {
+            Some(preset) if !preset.guards_replays => ReplayGuard::Off,
+            Some(_) | None => ReplayGuard::Absorb,
+        },
         &[("absorb", ReplayGuard::Absorb), ("reject", ReplayGuard::Reject), ("off", ReplayGuard::Off)],
     );
     if guard == ReplayGuard::Off

@@ -1,8 +1,8 @@
 //! How the requests of a source are verified: by a provider's preset, a scheme of its own, or, in so many words, not
 //! at all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
 
@@ -34,16 +34,17 @@ const HOW: &str = "`provider = \"…\"` (`countersign providers` lists them), a 
 /// The source's window, whether or not the rest can be used: the ttl is measured against it.
 pub(super) fn read_window(table: &Table<'_>) -> Window {
     let window = table.section("window");
-    let side = |key| {
+    let side = |key, default| {
         duration(
             &window,
             key,
-            Duration::from_secs(300),
+            default,
             MILLISECOND..=DAY,
             "above 0 and at most 24h, since for as long a captured request stays good",
         )
     };
-    Window { past: side("past"), future: side("future") }
+    let Window { past, future } = Window::default();
+    Window { past: side("past", past), future: side("future", future) }
 }
 
 /// Reports what is wrong; `None` when that leaves nothing to verify with.
@@ -63,6 +64,7 @@ pub(super) fn read(
     );
     let own_url = public_url(table);
     let public_url = own_url.or_else(|| listener_url.map(str::to_owned));
+    let parameters = table.get("config");
     let token_header = table.get("token").map(|value| (read_token_header(&value), value));
     let (provider, preset, scheme) = match method {
         Method::Nothing => {
@@ -83,7 +85,8 @@ pub(super) fn read(
         Method::Custom(scheme) => (Arc::from("custom"), None, Some(*scheme)),
         Method::Unusable => (Arc::from(""), None, None),
     };
-    if table.get("secrets").is_none() && table.get("verify").is_none() {
+    let publishes_keys = scheme.as_ref().is_some_and(Scheme::publishes_keys);
+    if table.get("secrets").is_none() && table.get("verify").is_none() && !publishes_keys {
         let help = "`secrets = [{ env = \"NAME\" }]`, or `file = \"/path\"`; several may be valid at once";
         table.missing("secrets", "`secrets` is missing, so no request could be verified", help);
     }
@@ -97,6 +100,7 @@ pub(super) fn read(
             }
         },
     };
+    let scheme = read_parameters(table, parameters.as_ref(), scheme)?;
     if scheme.signs_url() && public_url.is_none() {
         let help = "what the provider was told, up to the path, here or in [listen]: \
                     `public_url = \"https://hooks.example.com\"`";
@@ -104,7 +108,7 @@ pub(super) fn read(
         return None;
     }
     let (secrets, places): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
-    if secrets.is_empty() {
+    if secrets.is_empty() && !(publishes_keys && table.get("secrets").is_none()) {
         return None;
     }
     match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url) {
@@ -116,6 +120,31 @@ pub(super) fn read(
             None
         }
     }
+}
+
+/// Puts what the source says in `config` in place of the scheme's `{config:NAME}`.
+fn read_parameters(table: &Table<'_>, given: Option<&Value<'_>>, scheme: Scheme) -> Option<Scheme> {
+    let mut values = BTreeMap::new();
+    let given = given.and_then(|value| value.table("a table of texts"));
+    let entries: Vec<_> = given.iter().flat_map(Table::entries).collect();
+    let names = scheme.config_names();
+    let mut usable = true;
+    for (name, value) in &entries {
+        if !names.contains(&name.as_str()) {
+            value.wrong(format!("the scheme does not sign `{{config:{name}}}`"), "leave it out");
+            usable = false;
+        }
+        match value.text() {
+            Some(text) => drop(values.insert(name.clone(), text.to_owned())),
+            None => usable = false,
+        }
+    }
+    for name in names.iter().filter(|name| !entries.iter().any(|(given, _)| given == *name)) {
+        let message = format!("`config.{name}` is missing, and this scheme signs it");
+        table.missing("config", message, format!("`config = {{ {name} = \"…\" }}`"));
+        usable = false;
+    }
+    usable.then(|| scheme.with_config(&values))
 }
 
 /// The source's preset, its scheme, or nothing: exactly one of them.
@@ -171,7 +200,16 @@ fn read_verify(value: &Value<'_>) -> Method {
 
 /// What a source that verifies nothing must not pretend to have.
 fn refuse_without_verification(table: &Table<'_>) {
-    let keys = ["secrets", "token", "window", "enforcement", "replay_guard", "on_missing_id", "public_url"];
+    let keys = [
+        "secrets",
+        "config",
+        "token",
+        "window",
+        "enforcement",
+        "replay_guard",
+        "on_missing_id",
+        "public_url",
+    ];
     for key in keys {
         if let Some(value) = table.get(key) {
             let message = format!("`{key}` has no effect with `verify = \"none\"`");

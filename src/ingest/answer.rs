@@ -44,6 +44,8 @@ pub(super) enum Rejection {
     Overloaded,
     /// The gateway stops, and the rest of the body would come too late.
     Stopping,
+    /// The keys that the sender publishes could not be had.
+    KeysMissing,
     /// The store could not take it.
     Store(StoreError),
     /// A bug of ours.
@@ -97,7 +99,7 @@ impl Rejection {
         "internal",
     ];
 
-    const LABELS_WITH_SOURCE: [&'static str; 13] = [
+    const LABELS_WITH_SOURCE: [&'static str; 14] = [
         "method_not_allowed",
         "address_not_allowed",
         "certificate_not_allowed",
@@ -107,6 +109,7 @@ impl Rejection {
         "rate_limited",
         "overloaded",
         "stopping",
+        "keys_missing",
         "store_busy",
         "disk_full",
         "store_failed",
@@ -135,6 +138,7 @@ impl Rejection {
             Self::RateLimited(_) => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::Stopping => "stopping",
+            Self::KeysMissing => "keys_missing",
             Self::Store(StoreError::Busy) => "store_busy",
             Self::Store(StoreError::DiskFull) => "disk_full",
             Self::Store(StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_)) => "store_failed",
@@ -154,7 +158,7 @@ impl Rejection {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded | Self::Stopping | Self::Store(_) | Self::Internal => {
+            Self::Overloaded | Self::Stopping | Self::KeysMissing | Self::Store(_) | Self::Internal => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }

@@ -8,9 +8,14 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::locate::Request;
-use super::mac::{Key, long_enough};
-use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use super::code::Code;
+use super::encoding::Encoding;
+use super::jwt::{self, JwtRule};
+use super::key::{Key, long_enough, validity};
+use super::locate::{Locator, Request};
+use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
+use super::signed::{Keys, Signed};
+use super::template::{Pieces, Template};
 use super::window::Window;
 use super::{Coverage, KeyError, NamedSecret, Refusal};
 use crate::clock::Timestamp;
@@ -18,6 +23,8 @@ use crate::secret::Secret;
 
 /// A sender that rotates its secrets sends a few; each is decoded and compared.
 const SIGNATURES_MAX: usize = 16;
+/// Lists of signatures, each with a timestamp of its own: one per secret of a rotation.
+const GROUPS_MAX: usize = 4;
 /// Ids are UUIDs or short texts; they are stored, indexed, and sent on in a header.
 const ID_BYTES_MAX: usize = 256;
 /// The limit that other receivers set for an id that stands among other signed parts.
@@ -25,6 +32,7 @@ const SIGNED_ID_BYTES_MAX: usize = 128;
 /// Event types are stored and sent on in a header, too.
 const EVENT_BYTES_MAX: usize = 256;
 const BEARER: &[u8] = b"Bearer ";
+const BASIC: &[u8] = b"Basic ";
 
 /// A scheme with its secrets.
 #[derive(Debug)]
@@ -37,21 +45,19 @@ pub(super) struct Checker {
 
 /// What a request that passed has proven.
 #[derive(Debug)]
-pub(super) struct Proof {
-    pub(super) secret: Arc<str>,
-    pub(super) skew_seconds: Option<i64>,
-    pub(super) delivery_id: Option<String>,
-    pub(super) event: Option<String>,
-    /// Where delivery id or timestamp are not among the signed bytes.
-    pub(super) signed: Option<Signed>,
-}
-
-/// Exactly the signed bytes.
-#[derive(Debug)]
-pub(super) enum Signed {
-    Body,
-    /// By their SHA-256.
-    More([u8; 32]),
+pub struct Proof {
+    /// The name of the secret that made the signature, or of the token.
+    pub secret: Arc<str>,
+    /// How many seconds the timestamp lay behind the clock; `None` without a timestamp.
+    pub skew_seconds: Option<i64>,
+    /// The provider's identifier that a retry repeats.
+    pub delivery_id: Option<String>,
+    /// The event type.
+    pub event: Option<String>,
+    /// SHA-256 of exactly the signed bytes, where delivery id or timestamp are not among them.
+    pub signed_digest: Option<[u8; 32]>,
+    /// Of the body, where it has been computed.
+    pub(super) body_digest: Option<[u8; 32]>,
 }
 
 /// What a request puts forward: well-formed, not yet believed.
@@ -63,8 +69,13 @@ struct Evidence<'a> {
 }
 
 enum Claim<'a> {
-    Token(Cow<'a, [u8]>),
+    /// `None` when it may still come with the body.
+    Token(Option<Cow<'a, [u8]>>),
     Signatures(&'a SignatureRule, Vec<Vec<u8>>),
+    /// `None` when it may still come with the body.
+    Jwt(&'a JwtRule, Option<jwt::Token<'a>>),
+    /// Found once the body has been read.
+    Code(Code),
 }
 
 impl Checker {
@@ -94,43 +105,115 @@ impl Checker {
         self.secrets.iter().map(|secret| &secret.name)
     }
 
+    /// Where the sender publishes the keys of `request`.
+    pub(super) fn keys_url(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
+        self.scheme.keys.as_ref().map(|source| source.url(request)).transpose()
+    }
+
+    /// Reads a document with the sender's keys.
+    pub(super) fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        let secret = Secret::new(document).map_err(|blank| KeyError(blank.to_string()))?;
+        let (not_before, not_after) = validity(document).unzip();
+        let secret = NamedSecret { name: PUBLISHED.into(), secret, not_before, not_after };
+        HeldSecret::new(&self.scheme.auth, secret).map(Published)
+    }
+
     /// Refuses what the head of `request` shows to be hopeless.
     pub(super) fn precheck(&self, request: &Request<'_>, now: Timestamp) -> Result<(), Refusal> {
-        let evidence = self.evidence(request)?;
+        self.try_groups(|group| self.precheck_group(request, now, group))
+    }
+
+    /// Checks a request whose last byte had been read at `now`, with the sender's published keys where it has to be.
+    pub(super) fn check(
+        &self,
+        request: &Request<'_>,
+        published: Option<&Published>,
+        now: Timestamp,
+    ) -> Result<Proof, Refusal> {
+        self.try_groups(|group| self.check_group(request, published, now, group))
+    }
+
+    /// Tries one list of signatures after the other, where there are several; the first refusal stands.
+    fn try_groups<T>(&self, mut attempt: impl FnMut(usize) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let first = attempt(0);
+        if first.is_ok()
+            || !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.grammar.groups().is_some())
+        {
+            return first;
+        }
+        (1..GROUPS_MAX).find_map(|group| attempt(group).ok()).map_or(first, Ok)
+    }
+
+    fn precheck_group(&self, request: &Request<'_>, now: Timestamp, group: usize) -> Result<(), Refusal> {
+        let evidence = self.evidence(request, group)?;
         match &evidence.claim {
-            Claim::Token(token) => drop(self.match_token(token, now)?),
-            Claim::Signatures(..) => drop(self.active(now).next().ok_or(Refusal::NoActiveSecret)?),
+            Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
+            Claim::Jwt(rule, Some(token)) => {
+                if !self.awaits_keys() {
+                    drop(self.match_composed(std::slice::from_ref(&token.signed), None, now)?);
+                }
+                rule.check(token, request, self.window, now)?;
+            }
+            Claim::Token(None) | Claim::Jwt(_, None) | Claim::Signatures(..) | Claim::Code(_) => {
+                if self.active(None, now).next().is_none() && !self.awaits_keys() {
+                    return Err(Refusal::NoActiveSecret);
+                }
+            }
         }
         self.check_freshness(&evidence, now)
     }
 
-    /// Checks a request whose last byte had been read at `now`.
-    pub(super) fn check(&self, request: &Request<'_>, now: Timestamp) -> Result<Proof, Refusal> {
-        let evidence = self.evidence(request)?;
+    fn check_group(
+        &self,
+        request: &Request<'_>,
+        published: Option<&Published>,
+        now: Timestamp,
+        group: usize,
+    ) -> Result<Proof, Refusal> {
+        let evidence = self.evidence(request, group)?;
         let timestamp = evidence.timestamp.as_ref();
+        let mut claimed_id = None;
         let (secret, pieces) = match &evidence.claim {
-            Claim::Token(token) => (self.match_token(token, now)?, None),
+            Claim::Token(token) => {
+                let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
+                (self.match_token(token, now)?, None)
+            }
             Claim::Signatures(rule, signatures) => {
-                let timestamp = timestamp.map(|(text, _)| text.as_str());
-                let pieces = rule.signed.pieces(request, timestamp, evidence.signed_id.as_deref())?;
-                (self.match_signature(rule, signatures, &pieces, now)?, Some(pieces))
+                let (secret, pieces) =
+                    self.match_signature(rule, signatures, request, &evidence, published, now)?;
+                (secret, Some(pieces))
+            }
+            Claim::Jwt(rule, token) => {
+                let token = token.as_ref().ok_or(Refusal::TokenMissing)?;
+                let secret = self.match_composed(std::slice::from_ref(&token.signed), published, now)?;
+                rule.check(token, request, self.window, now)?;
+                claimed_id = rule.id.as_deref().and_then(|claim| token.text(claim));
+                // One that leaves the body open may be used again by its sender.
+                (secret, self.coverage.body.then(|| token.signed.pieces.clone()))
+            }
+            Claim::Code(code) => {
+                let signed = code.signed(request)?;
+                let secret = self.match_composed(&signed, published, now)?;
+                (secret, Some(signed.into_iter().flat_map(|signed| signed.pieces).collect()))
             }
         };
         self.check_freshness(&evidence, now)?;
-        let delivery_id = match &evidence.signed_id {
-            Some(id) => Some(id.clone()),
-            None => self.delivery_id(request)?,
+        let delivery_id = match (&evidence.signed_id, claimed_id) {
+            (Some(id), _) => Some(id.clone()),
+            (None, Some(id)) => Some(text(id.as_bytes(), ID_BYTES_MAX).ok_or(Refusal::IdMalformed)?),
+            (None, None) => self.delivery_id(request)?,
         };
         let all_covered = self.coverage.timestamp && self.coverage.id && delivery_id.is_some();
+        let pieces = pieces.filter(|_| !all_covered);
+        let signed_digest = pieces.as_deref().map(digest);
+        let is_body = |pieces: &[Cow<'_, [u8]>]| matches!((pieces, request.body), ([piece], Some(body)) if std::ptr::eq::<[u8]>(&**piece, body));
         Ok(Proof {
             secret,
             skew_seconds: timestamp.map(|(_, at)| now.as_second() - at.as_second()),
             delivery_id,
             event: self.event(request)?,
-            signed: pieces.filter(|_| !all_covered).map(|pieces| match (&*pieces, request.body) {
-                ([piece], Some(body)) if std::ptr::eq::<[u8]>(&**piece, body) => Signed::Body,
-                (pieces, _) => Signed::More(digest(pieces)),
-            }),
+            body_digest: signed_digest.filter(|_| pieces.as_deref().is_some_and(is_body)),
+            signed_digest,
         })
     }
 
@@ -146,7 +229,7 @@ impl Checker {
         Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(&event, EVENT_BYTES_MAX)))
     }
 
-    fn evidence<'a>(&'a self, request: &Request<'a>) -> Result<Evidence<'a>, Refusal> {
+    fn evidence<'a>(&'a self, request: &Request<'a>, group: usize) -> Result<Evidence<'a>, Refusal> {
         for (at, expected) in &self.scheme.require {
             let later = request.may_follow(std::slice::from_ref(at));
             if request.find(at)?.is_none_or(|value| *value != *expected.as_bytes()) && !later {
@@ -154,12 +237,29 @@ impl Checker {
             }
         }
         let (claim, beside) = match &self.scheme.auth {
-            Auth::Token(header) => {
-                let token = request.find_header(header)?.ok_or(Refusal::TokenMissing)?;
-                (Claim::Token(Cow::Borrowed(token)), None)
+            Auth::Token(TokenRule { at: place, .. }) => {
+                let token = request.find(place)?;
+                if token.is_none() && !request.may_follow(std::slice::from_ref(place)) {
+                    return Err(Refusal::TokenMissing);
+                }
+                (Claim::Token(token), None)
+            }
+            Auth::Code(code) => (Claim::Code(*code), None),
+            Auth::Jwt(rule) => {
+                let token = rule.token(request)?;
+                let beside = match &self.scheme.timestamp {
+                    Some(TimestampRule { at: TimestampPlace::Claim(claim), .. }) => {
+                        token.as_ref().and_then(|token| token.seconds(claim))
+                    }
+                    Some(_) | None => None,
+                };
+                (Claim::Jwt(rule, token), beside)
             }
             Auth::Signature(rule) => {
-                let (signatures, beside) = signatures(rule, request)?;
+                let (signatures, beside) = signatures(rule, request, group)?;
+                if let Some(digest) = &rule.body_digest {
+                    check_body(digest, request)?;
+                }
                 (Claim::Signatures(rule, signatures), beside)
             }
         };
@@ -179,12 +279,14 @@ impl Checker {
     ) -> Result<Option<(String, Timestamp)>, Refusal> {
         let Some(rule) = &self.scheme.timestamp else { return Ok(None) };
         let (found, may_follow) = match &rule.at {
-            TimestampPlace::Signature => (beside, self.signature_may_follow(request)),
-            TimestampPlace::At(locator) => {
-                let bytes = request.find(locator)?.map(Cow::into_owned);
+            TimestampPlace::Signature | TimestampPlace::Claim(_) => {
+                (beside, self.signature_may_follow(request))
+            }
+            TimestampPlace::At(places) => {
+                let bytes = request.find_first(places)?.map(Cow::into_owned);
                 let text =
                     bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| Refusal::TimestampMalformed));
-                (text.transpose()?, request.may_follow(std::slice::from_ref(locator)))
+                (text.transpose()?, request.may_follow(places))
             }
         };
         match found {
@@ -198,12 +300,16 @@ impl Checker {
     }
 
     fn signature_may_follow(&self, request: &Request<'_>) -> bool {
-        matches!(&self.scheme.auth, Auth::Signature(rule) if request.may_follow(&rule.from))
+        match &self.scheme.auth {
+            Auth::Signature(rule) => request.may_follow(&rule.from),
+            Auth::Jwt(rule) => request.may_follow(std::slice::from_ref(&rule.at)),
+            Auth::Token(_) | Auth::Code(_) => false,
+        }
     }
 
     /// The delivery id that the template signs, if it does.
     fn signed_id(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
-        if !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.signed.has_id()) {
+        if !matches!(&self.scheme.auth, Auth::Signature(rule) if rule.signed.iter().any(Template::has_id)) {
             return Ok(None);
         }
         match self.delivery_id(request)? {
@@ -221,46 +327,82 @@ impl Checker {
         }
     }
 
-    fn active(&self, now: Timestamp) -> impl Iterator<Item = &HeldSecret> {
-        self.secrets.iter().filter(move |secret| {
+    /// Whether every request has to be checked with the sender's published keys.
+    pub(super) fn awaits_keys(&self) -> bool {
+        self.scheme.keys.is_some() && self.secrets.is_empty()
+    }
+
+    fn active<'s>(
+        &'s self,
+        published: Option<&'s Published>,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &'s HeldSecret> {
+        let published = published.map(|Published(secret)| secret);
+        self.secrets.iter().chain(published).filter(move |secret| {
             secret.not_before.is_none_or(|from| from <= now) && secret.not_after.is_none_or(|to| now <= to)
         })
     }
 
-    /// The active secret that makes one of `signatures`. Which byte of a signature is wrong changes nothing about
-    /// how long this takes.
-    fn match_signature(
-        &self,
-        rule: &SignatureRule,
+    /// The active secret that makes one of `signatures`, and what is signed. Which byte of a signature is wrong changes
+    /// nothing about how long this takes.
+    fn match_signature<'a>(
+        &'a self,
+        rule: &'a SignatureRule,
         signatures: &[Vec<u8>],
-        pieces: &[Cow<'_, [u8]>],
+        request: &Request<'a>,
+        evidence: &'a Evidence<'_>,
+        published: Option<&Published>,
+        now: Timestamp,
+    ) -> Result<(Arc<str>, Pieces<'a>), Refusal> {
+        let mut refusal = Refusal::SignatureMismatch;
+        let timestamp = evidence.timestamp.as_ref().map(|(text, _)| text.as_str());
+        let id = evidence.signed_id.as_deref();
+        for signed in &rule.signed {
+            let pieces = signed.pieces(request, timestamp, id, None)?;
+            let makes_one = |credential: &Credential| match credential {
+                Credential::Key(key @ Key::Shared(secret)) if signed.has_secret() => signed
+                    .pieces(request, timestamp, id, Some(secret))
+                    .is_ok_and(|pieces| rule.algorithm.verify(key, &pieces, signatures)),
+                Credential::Key(key) => rule.algorithm.verify(key, &pieces, signatures),
+                Credential::Token(_) | Credential::Keys(_) => false,
+            };
+            match self.match_secret(published, now, Refusal::SignatureMismatch, makes_one) {
+                Ok(secret) => return Ok((secret, pieces)),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
+
+    /// The active secret whose keys made all of `signed`.
+    fn match_composed(
+        &self,
+        signed: &[Signed<'_>],
+        published: Option<&Published>,
         now: Timestamp,
     ) -> Result<Arc<str>, Refusal> {
-        let makes_one = |key: &Key| {
-            let expected = rule.algorithm.mac(key, pieces);
-            signatures.iter().any(|signature| bool::from(expected.ct_eq(signature)))
-        };
-        self.match_secret(now, Refusal::SignatureMismatch, |credential| match credential {
-            Credential::Key(key) => makes_one(key),
-            Credential::Token(_) => false,
+        self.match_secret(published, now, Refusal::SignatureMismatch, |credential| match credential {
+            Credential::Keys(keys) => keys.verify(signed),
+            Credential::Key(_) | Credential::Token(_) => false,
         })
     }
 
     fn match_token(&self, presented: &[u8], now: Timestamp) -> Result<Arc<str>, Refusal> {
-        self.match_secret(now, Refusal::TokenMismatch, |credential| match credential {
+        self.match_secret(None, now, Refusal::TokenMismatch, |credential| match credential {
             Credential::Token(token) => token.matches(presented),
-            Credential::Key(_) => false,
+            Credential::Key(_) | Credential::Keys(_) => false,
         })
     }
 
     fn match_secret(
         &self,
+        published: Option<&Published>,
         now: Timestamp,
         mismatch: Refusal,
         matches: impl Fn(&Credential) -> bool,
     ) -> Result<Arc<str>, Refusal> {
         let mut refusal = Refusal::NoActiveSecret;
-        for secret in self.active(now) {
+        for secret in self.active(published, now) {
             if matches(&secret.credential) {
                 return Ok(Arc::clone(&secret.name));
             }
@@ -270,18 +412,31 @@ impl Checker {
     }
 }
 
+/// Refuses a body that is not what the digest elsewhere in the request is of.
+fn check_body(rule: &BodyDigest, request: &Request<'_>) -> Result<(), Refusal> {
+    let Some(text) = request.find(&rule.at)? else {
+        let may_follow = request.may_follow(std::slice::from_ref(&rule.at));
+        return if may_follow { Ok(()) } else { Err(Refusal::ValueMissing) };
+    };
+    let expected = rule.encoding.decode(&text).ok_or(Refusal::BodyMismatch)?;
+    let Some(body) = request.body else { return Ok(()) };
+    let is_same = rule.algorithm.mac(&[], &[Cow::Borrowed(body)]).ct_eq(&expected);
+    if is_same.into() { Ok(()) } else { Err(Refusal::BodyMismatch) }
+}
+
 /// The signatures that could be decoded, and the timestamp beside them.
 fn signatures(
     rule: &SignatureRule,
     request: &Request<'_>,
+    group: usize,
 ) -> Result<(Vec<Vec<u8>>, Option<String>), Refusal> {
     let (mut present, mut count) = (false, 0);
     let mut decoded = Vec::new();
     let mut timestamp: Option<String> = None;
-    for place in &rule.from {
-        let Some(value) = request.find(place)? else { continue };
+    let mut take = |value: &[u8]| {
         present = true;
-        let text = std::str::from_utf8(&value).map_err(|_| Refusal::SignatureMalformed)?;
+        let text = std::str::from_utf8(value).map_err(|_| Refusal::SignatureMalformed)?;
+        let text = rule.grammar.group(text, group).ok_or(Refusal::SignatureMalformed)?;
         let parsed = rule.grammar.parse(text).map_err(|_two| Refusal::DuplicateValue)?;
         if let Some(beside) = parsed.timestamp
             && timestamp.replace(beside.to_owned()).is_some()
@@ -292,8 +447,22 @@ fn signatures(
         if count > SIGNATURES_MAX {
             return Err(Refusal::TooManySignatures);
         }
-        let strict = parsed.signatures.iter().filter_map(|signature| rule.encoding.decode(signature));
-        decoded.extend(strict.filter(|signature| signature.len() == rule.algorithm.mac_bytes()));
+        let strict =
+            parsed.signatures.iter().filter_map(|signature| rule.encoding.decode(signature.as_bytes()));
+        decoded.extend(strict.filter(|signature| rule.algorithm.may_have_length(signature.len())));
+        Ok(())
+    };
+    for place in &rule.from {
+        match place {
+            Locator::Header(name) if rule.repeated => {
+                request.find_headers(name)?.iter().try_for_each(|value| take(value.as_bytes()))?;
+            }
+            Locator::Header(_) | Locator::Query(_) | Locator::Json(_) | Locator::Form(_) => {
+                if let Some(value) = request.find(place)? {
+                    take(&value)?;
+                }
+            }
+        }
     }
     match (decoded.is_empty(), present) {
         (true, _) if request.may_follow(&rule.from) => Ok((decoded, timestamp)),
@@ -328,6 +497,13 @@ fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {
     digest.finalize().into()
 }
 
+/// What stands for the name of a secret where the sender's published keys are used.
+const PUBLISHED: &str = "published";
+
+/// The keys of a sender that publishes them, as they were fetched.
+#[derive(Debug)]
+pub struct Published(HeldSecret);
+
 #[derive(Debug)]
 struct HeldSecret {
     name: Arc<str>,
@@ -340,13 +516,18 @@ struct HeldSecret {
 enum Credential {
     Key(Key),
     Token(Token),
+    Keys(Keys),
 }
 
 impl HeldSecret {
     fn new(auth: &Auth, secret: NamedSecret) -> Result<Self, KeyError> {
         let credential = match auth {
-            Auth::Token(_) => Credential::Token(Token::new(&secret.secret)?),
-            Auth::Signature(rule) => Credential::Key(Key::new(&rule.key, &secret.secret)?),
+            Auth::Token(rule) => Credential::Token(Token::new(rule, &secret.secret)?),
+            Auth::Jwt(rule) => Credential::Keys(Keys::of_tokens(rule, &secret.secret)?),
+            Auth::Code(code) => {
+                Credential::Keys(Keys::new(code.algorithms(), &code.key_rule(), &secret.secret)?)
+            }
+            Auth::Signature(rule) => Credential::Key(Key::new(rule.algorithm, &rule.key, &secret.secret)?),
         };
         let NamedSecret { name, not_before, not_after, .. } = secret;
         Ok(Self { name, credential, not_before, not_after })
@@ -361,16 +542,29 @@ struct Token {
 }
 
 impl Token {
-    fn new(secret: &Secret) -> Result<Self, KeyError> {
+    fn new(rule: &TokenRule, secret: &Secret) -> Result<Self, KeyError> {
         let text = secret.expose();
+        let has_bearer = text.starts_with(BEARER);
         long_enough(text.strip_prefix(BEARER).unwrap_or(text))?;
-        Ok(Self { digest: Sha256::digest(text).into(), has_bearer: text.starts_with(BEARER) })
+        let digest =
+            if rule.basic && !has_bearer { Sha256::digest(basic(text)) } else { Sha256::digest(text) };
+        Ok(Self { digest: digest.into(), has_bearer })
     }
 
     fn matches(&self, presented: &[u8]) -> bool {
         let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
         Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
     }
+}
+
+/// The header of basic authentication (RFC 7617) for `name:password`, for that in base64, or for the header itself.
+pub(super) fn basic(secret: &[u8]) -> Vec<u8> {
+    if secret.starts_with(BASIC) {
+        return secret.to_vec();
+    }
+    let is_encoded = !secret.contains(&b':');
+    let credentials = if is_encoded { secret.to_vec() } else { Encoding::Base64.encode(secret).into_bytes() };
+    [BASIC, &credentials].concat()
 }
 
 impl fmt::Debug for Token {

@@ -9,9 +9,25 @@ pub(super) enum Grammar {
     /// The signature follows this text.
     Prefix(String),
     /// A list of `name assign value`. Names other than these are skipped: other versions of the signature.
-    Pairs { separators: String, assign: char, take: Vec<String>, timestamp: Option<String> },
+    Pairs { separators: String, assign: char, take: Names, timestamp: Option<String>, groups: Option<char> },
     /// A list of signatures, with the timestamp at this place, if any.
     Positional { separators: String, timestamp_index: Option<usize> },
+}
+
+/// The names whose values are signatures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Names {
+    Any,
+    These(Vec<String>),
+}
+
+impl Names {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::These(names) => names.iter().any(|taken| taken == name),
+        }
+    }
 }
 
 /// What a text held.
@@ -35,17 +51,33 @@ impl Grammar {
         }
     }
 
+    /// What stands between whole lists, each with a timestamp of its own.
+    pub(super) fn groups(&self) -> Option<char> {
+        match self {
+            Self::Whole | Self::Prefix(_) | Self::Positional { .. } => None,
+            Self::Pairs { groups, .. } => *groups,
+        }
+    }
+
+    /// The list of this number; `None` when there are fewer.
+    pub(super) fn group<'a>(&self, text: &'a str, number: usize) -> Option<&'a str> {
+        match self.groups() {
+            Some(between) => text.split(between).filter(|group| !group.is_empty()).nth(number),
+            None => (number == 0).then_some(text),
+        }
+    }
+
     /// Takes `text` apart; what does not belong to the grammar is left out.
     pub(super) fn parse<'a>(&self, text: &'a str) -> Result<Parsed<'a>, TwoTimestamps> {
         let mut parsed = Parsed::default();
         match self {
             Self::Whole => parsed.signatures.push(text),
             Self::Prefix(prefix) => parsed.signatures.extend(text.strip_prefix(prefix.as_str())),
-            Self::Pairs { separators, assign, take, timestamp } => {
+            Self::Pairs { separators, assign, take, timestamp, groups: _ } => {
                 for item in items(text, separators) {
                     // At the first sign only: base64 ends in more of them.
                     let Some((name, value)) = item.split_once(*assign) else { continue };
-                    if take.iter().any(|taken| taken == name) {
+                    if take.has(name) {
                         parsed.signatures.push(value);
                     } else if timestamp.as_deref() == Some(name) && parsed.timestamp.replace(value).is_some()
                     {
@@ -71,8 +103,11 @@ impl Grammar {
         match self {
             Self::Whole => signature.to_owned(),
             Self::Prefix(prefix) => format!("{prefix}{signature}"),
-            Self::Pairs { separators, assign, take, timestamp: name } => {
-                let version = take.first().map_or("", String::as_str);
+            Self::Pairs { separators, assign, take, timestamp: name, groups: _ } => {
+                let version = match take {
+                    Names::Any => "key",
+                    Names::These(names) => names.first().map_or("", String::as_str),
+                };
                 match (name, timestamp) {
                     (Some(name), Some(time)) => {
                         format!("{name}{assign}{time}{}{version}{assign}{signature}", separator(separators))
@@ -105,8 +140,9 @@ mod tests {
         Grammar::Pairs {
             separators: separators.to_owned(),
             assign,
-            take: take.iter().map(|&name| name.to_owned()).collect(),
+            take: Names::These(take.iter().map(|&name| name.to_owned()).collect()),
             timestamp: timestamp.map(str::to_owned),
+            groups: None,
         }
     }
 
@@ -138,9 +174,33 @@ mod tests {
         let versions = pairs(" ", ',', &["v1"], None);
         check(&versions, "v1,a= v1a,x  v1,b=", &["a=", "b="], None);
 
+        let any = Grammar::Pairs {
+            separators: "&".to_owned(),
+            assign: '|',
+            take: Names::Any,
+            timestamp: None,
+            groups: None,
+        };
+        check(&any, "key|a&other|b&c", &["a", "b"], None);
+
         let positional = Grammar::Positional { separators: ",".to_owned(), timestamp_index: Some(0) };
         check(&positional, "1,a,b", &["a", "b"], Some("1"));
         check(&positional, "", &[], None);
+    }
+
+    #[test]
+    fn groups_are_lists_of_their_own() {
+        let Grammar::Pairs { separators, assign, take, timestamp, .. } = pairs(",", '=', &["v1"], Some("t"))
+        else {
+            unreachable!()
+        };
+        let grouped = Grammar::Pairs { separators, assign, take, timestamp, groups: Some(' ') };
+        let text = "t=1,v1=a  t=2,v1=b ";
+        assert_eq!(grouped.group(text, 0), Some("t=1,v1=a"));
+        assert_eq!(grouped.group(text, 1), Some("t=2,v1=b"));
+        assert_eq!(grouped.group(text, 2), None);
+        assert_eq!(Grammar::Whole.group(text, 0), Some(text));
+        assert_eq!(Grammar::Whole.group(text, 1), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use http::header::GetAll;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use percent_encoding::percent_decode;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -41,6 +42,17 @@ impl Locator {
     }
 }
 
+impl fmt::Display for Locator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+            Self::Json(pointer) => write!(f, "json:{}", pointer.as_str()),
+            Self::Form(name) => write!(f, "form:{name}"),
+        }
+    }
+}
+
 /// Why a text is not a locator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LocatorError {
@@ -68,7 +80,8 @@ impl FromStr for Locator {
     }
 }
 
-/// A JSON pointer (RFC 6901) to a text or a whole number.
+/// A JSON pointer (RFC 6901) to a text or a whole number. A step `*` is every element of a list: each must have the same
+/// value there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pointer {
     text: String,
@@ -101,7 +114,7 @@ impl Pointer {
 
 /// Whether reading a JSON document takes little memory: it is not nested too deeply, and no key has to be copied that is
 /// too long.
-fn is_cheap(json: &[u8]) -> bool {
+pub(super) fn is_cheap(json: &[u8]) -> bool {
     let (mut depth, mut in_text, mut after_backslash) = (0usize, false, false);
     // Of the text that is read, or was read last.
     let (mut length, mut has_escapes) = (0, false);
@@ -174,6 +187,15 @@ impl<'de> Visitor<'de> for Step<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        if let Some((step, rest)) = self.0.split_first()
+            && step == "*"
+        {
+            let mut common = list.next_element_seed(Step(rest))?.flatten();
+            while let Some(element) = list.next_element_seed(Step(rest))? {
+                common = common.filter(|value| element.as_ref() == Some(value));
+            }
+            return Ok(common);
+        }
         let mut found = None;
         let wanted = self.0.split_first().and_then(|(step, rest)| Some((index(step)?, rest)));
         for index in 0usize.. {
@@ -252,6 +274,8 @@ pub(super) struct Request<'a> {
     pub(super) method: &'a Method,
     /// What stands before `target` in the URL that the provider was told; empty when it is not known.
     pub(super) base_url: &'a str,
+    /// The same with the standard port where it has none, and without it where it has it.
+    pub(super) other_base_url: &'a str,
     /// Path and query.
     pub(super) target: &'a str,
     pub(super) headers: &'a HeaderMap,
@@ -277,13 +301,21 @@ impl<'a> Request<'a> {
         Ok(value.filter(|value| !value.is_empty()))
     }
 
+    /// The values of a header that may be there several times, under this very name.
+    pub(super) fn find_headers(&self, name: &HeaderName) -> Result<GetAll<'a, HeaderValue>, Refusal> {
+        let is_twin = |other: &HeaderName| other != name && is_same_to_cgi(other.as_str(), name.as_str());
+        if self.headers.keys().any(is_twin) {
+            return Err(Refusal::DuplicateValue);
+        }
+        Ok(self.headers.get_all(name))
+    }
+
     /// The value of a header that must be single; `None` when it is absent or empty. A twin, as with `_` for `-`, counts
     /// as a second one: CGI-like backends cannot tell them apart.
     pub(super) fn find_header(&self, name: &HeaderName) -> Result<Option<&'a [u8]>, Refusal> {
-        let is_twin = |other: &HeaderName| other != name && is_same_to_cgi(other.as_str(), name.as_str());
-        let mut values = self.headers.get_all(name).iter();
+        let mut values = self.find_headers(name)?.iter();
         let first = values.next();
-        if values.next().is_some() || self.headers.keys().any(is_twin) {
+        if values.next().is_some() {
             return Err(Refusal::DuplicateValue);
         }
         Ok(first.map(HeaderValue::as_bytes).filter(|value| !value.is_empty()))
@@ -304,6 +336,14 @@ impl<'a> Request<'a> {
         self.body.is_none() && locators.iter().any(Locator::needs_body)
     }
 
+    /// Every different name and value of the form in the body, sorted, without anything between them.
+    pub(super) fn sorted_form(&self) -> Vec<u8> {
+        let mut fields: Vec<_> = fields(self.body.unwrap_or_default()).collect();
+        fields.sort_unstable();
+        fields.dedup();
+        fields.iter().flat_map(|(key, value)| [&**key, &**value]).collect::<Vec<_>>().concat()
+    }
+
     /// Path without query.
     pub(super) fn path(&self) -> &'a str {
         self.target.split_once('?').map_or(self.target, |(path, _)| path)
@@ -313,14 +353,37 @@ impl<'a> Request<'a> {
 /// A field of `application/x-www-form-urlencoded` text that must be single.
 fn field<'a>(form: &'a [u8], name: &str) -> Result<Option<Cow<'a, [u8]>>, Refusal> {
     let mut found = None;
-    for pair in form.split(|byte| *byte == b'&') {
-        let at = pair.iter().position(|byte| *byte == b'=');
-        let (key, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+    for (key, value) in raw_fields(form) {
         if decoded(key).as_ref() == name.as_bytes() && found.replace(decoded(value)).is_some() {
             return Err(Refusal::DuplicateValue);
         }
     }
     Ok(found)
+}
+
+fn raw_fields(form: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    form.split(|byte| *byte == b'&').map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]))
+    })
+}
+
+fn fields(form: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+    let given = raw_fields(form).filter(|(key, value)| !key.is_empty() || !value.is_empty());
+    given.map(|(key, value)| (decoded(key), decoded(value)))
+}
+
+/// A URL up to its path, with the standard port added, or taken away; anything else as it is.
+pub(super) fn other_port(base_url: &str) -> String {
+    let port = if base_url.starts_with("https://") { ":443" } else { ":80" };
+    let authority = base_url.split_once("://").map_or(base_url, |(_, authority)| authority);
+    // The colons of an IPv6 address stand within brackets.
+    let host_end = authority.rfind(']').unwrap_or(0);
+    match base_url.strip_suffix(port) {
+        Some(without) => without.to_owned(),
+        None if authority.is_empty() || authority[host_end..].contains([':', '/']) => base_url.to_owned(),
+        None => format!("{base_url}{port}"),
+    }
 }
 
 fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
@@ -345,8 +408,14 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }
-        let request =
-            Request { method: &Method::POST, base_url: "", target, headers: &map, body: Some(body) };
+        let request = Request {
+            method: &Method::POST,
+            base_url: "",
+            other_base_url: "",
+            target,
+            headers: &map,
+            body: Some(body),
+        };
         let found = request.find(&at.parse().unwrap())?;
         Ok(found.map(|value| String::from_utf8(value.into_owned()).unwrap()))
     }
@@ -382,6 +451,54 @@ mod tests {
         ] {
             assert_eq!(found(nothing, "/id"), None, "{nothing}");
         }
+    }
+
+    #[test]
+    fn every_element_of_a_list_has_the_same_value_or_none_counts() {
+        let found = |body: &str| check(&[], "/", body.as_bytes(), "json:/v/*/s").unwrap();
+        assert_eq!(found(r#"{"v":[{"s":"x"}]}"#).as_deref(), Some("x"));
+        assert_eq!(found(r#"{"v":[{"s":"x"},{"a":1,"s":"x"}]}"#).as_deref(), Some("x"));
+        for none in [
+            r#"{"v":[]}"#,
+            r#"{"v":[{"s":"x"},{"s":"y"}]}"#,
+            r#"{"v":[{"s":"x"},{}]}"#,
+            r#"{"v":[{},{"s":"x"}]}"#,
+            r#"{"v":[{"s":"x"},{"s":"y"},{"s":"x"}]}"#,
+            r#"{"v":{"s":"x"}}"#,
+        ] {
+            assert_eq!(found(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_form_is_sorted_with_each_field_once() {
+        let headers = HeaderMap::new();
+        let sorted = |body: &str| {
+            let request = Request {
+                method: &Method::POST,
+                base_url: "",
+                other_base_url: "",
+                target: "/",
+                headers: &headers,
+                body: Some(body.as_bytes()),
+            };
+            String::from_utf8(request.sorted_form()).unwrap()
+        };
+        assert_eq!(sorted("b=2&a=1"), "a1b2");
+        assert_eq!(sorted("D=5678&D=1234&D=1234&S=x%2By+z&E="), "D1234D5678ESx+y z");
+        assert_eq!(sorted(""), "");
+    }
+
+    #[test]
+    fn the_standard_port_is_added_or_taken_away() {
+        let check = |base: &str, expected: &str| assert_eq!(other_port(base), expected, "{base}");
+        check("https://a.example", "https://a.example:443");
+        check("https://a.example:443", "https://a.example");
+        check("http://a.example", "http://a.example:80");
+        check("http://[::1]", "http://[::1]:80");
+        check("https://a.example:8443", "https://a.example:8443");
+        check("https://a.example/proxied", "https://a.example/proxied");
+        check("", "");
     }
 
     #[test]

@@ -26,8 +26,10 @@ pub struct Preset {
     pub timeout: Option<Duration>,
     /// Event types that are not forwarded by default.
     pub drop_events: Vec<String>,
-    /// The handshakes that it demands of a new endpoint; no preset of this version has any.
+    /// The handshakes that it demands of a new endpoint, by their names.
     pub handshake: Vec<String>,
+    /// Whether genuine requests are never the same to the byte, so that a copy is a replay.
+    pub guards_replays: bool,
     /// Where it documents its webhooks.
     pub docs: Option<String>,
     /// Whether its documentation or code was read; otherwise the preset is hearsay.
@@ -41,8 +43,7 @@ pub fn presets() -> &'static [Preset] {
         let mut presets = read_document(include_str!("presets.toml"), &problems, |table| read_all(&table));
         presets.sort_by(|a, b| a.name.cmp(&b.name));
         // The file is part of the program, and any test that uses a preset comes by here.
-        let problems = problems.into_sorted();
-        assert!(problems.is_empty(), "presets.toml: {problems:?}");
+        assert!(!problems.has_errors(), "presets.toml: {:?}", problems.into_sorted());
         presets
     });
     &PRESETS
@@ -61,22 +62,25 @@ fn read(name: &str, table: &Table<'_>) -> Option<Preset> {
     let duration = |key| table.get(key).and_then(|value| value.parse(parse_duration, "a duration"));
     let method = |value: &Value<'_>| value.parse(|text| Method::from_bytes(text.as_bytes()), "a method");
     let methods = table.get("methods").and_then(|value| value.array("methods"));
-    let drop_events = table.get("drop_events").and_then(|value| value.array("event types"));
+    let texts = |key| {
+        let list = table.get(key).and_then(|value| value.array("a list of texts"));
+        list.into_iter().flatten().filter_map(|text| text.text().map(str::to_owned)).collect()
+    };
+    let guards_replays = table
+        .get("replay_guard")
+        .map_or(Some(true), |value| value.one_of(&[("absorb", true), ("off", false)]));
     Some(Preset {
         name: name.into(),
         methods: methods.map_or_else(|| vec![Method::POST], |list| list.iter().filter_map(method).collect()),
         body_max: table.get("body_max").and_then(|value| value.parse(parse_size, "a size")),
         retry_horizon: duration("retry_horizon"),
         timeout: duration("timeout"),
-        drop_events: drop_events
-            .into_iter()
-            .flatten()
-            .filter_map(|event| event.text().map(str::to_owned))
-            .collect(),
-        handshake: Vec::new(),
+        drop_events: texts("drop_events"),
+        handshake: texts("handshake"),
+        guards_replays: guards_replays?,
         docs: table.get("docs").and_then(|value| value.text().map(str::to_owned)),
         confirmed: table.require("confirmed", "true or false")?.boolean()?,
-        scheme: Scheme::read(table)?,
+        scheme: Scheme::read_fields(table, true)?,
     })
 }
 
@@ -87,12 +91,17 @@ mod tests {
 
     #[test]
     fn presets_are_known_by_name() {
-        let names: Vec<_> = presets().iter().map(|preset| &*preset.name).collect();
-        let expected =
-            ["github", "hostwares", "owlette", "owlette-legacy", "ownstak", "standard-webhooks", "stripe"];
-        assert_eq!(names, expected);
+        assert!(presets().len() > 110, "{}", presets().len());
         assert!(presets().iter().all(|known| preset(&known.name).is_some()));
         assert!(preset("Stripe").is_none());
+        let names: Vec<_> = include_str!("presets.toml")
+            .lines()
+            .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'))
+            .collect();
+        assert!(names.is_sorted(), "the file is in the order of the names");
+        for preset in presets() {
+            assert!(preset.docs.is_some() || &*preset.name == "hostwares", "{}", preset.name);
+        }
     }
 
     #[test]
@@ -107,10 +116,38 @@ mod tests {
         check("ownstak", false, false, false);
         check("standard-webhooks", true, true, true);
         check("stripe", true, true, true);
-        assert!(!presets().iter().any(|preset| preset.scheme.signs_url()));
-        let timed = presets().iter().filter(|preset| preset.scheme.has_timestamp());
-        let timed: Vec<_> = timed.map(|preset| &*preset.name).collect();
-        assert_eq!(timed, ["hostwares", "owlette", "standard-webhooks", "stripe"]);
+        // Nothing parts its id from its time.
+        check("twitch", true, false, true);
+        check("mailgun", true, false, false);
+        check("twilio-form", false, false, false);
+        check("twilio-json", false, false, true);
+        check("linear", true, false, true);
+        check("hubspot-v1", false, false, true);
+        check("discord", true, true, true);
+        check("paypal-pinned-cert", false, false, false);
+        check("plaid", true, false, true);
+        check("netlify", false, false, true);
+        check("qstash", true, false, true);
+        check("monday", true, false, false);
+        check("aws-sns", false, true, false);
+        check("contentful", true, false, true);
+        let signing_url = presets().iter().filter(|preset| preset.scheme.signs_url());
+        let signing_url: Vec<_> = signing_url.map(|preset| &*preset.name).collect();
+        assert_eq!(
+            signing_url,
+            [
+                "hubspot-v2",
+                "hubspot-v3",
+                "monday",
+                "plivo-v2",
+                "plivo-v3-noparams",
+                "qstash",
+                "square",
+                "trello",
+                "twilio-form",
+                "twilio-json"
+            ]
+        );
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub enum Refusal {
     /// A value is not the one that `require` demands.
     #[error("a required value differs")]
     ValueMismatch,
+    /// The body is not what a signed digest is of.
+    #[error("the body is not the one that was signed")]
+    BodyMismatch,
     /// The token is missing.
     #[error("the token is missing")]
     TokenMissing,
@@ -74,6 +77,7 @@ impl Refusal {
         Self::IdMalformed,
         Self::ValueMissing,
         Self::ValueMismatch,
+        Self::BodyMismatch,
         Self::TokenMissing,
         Self::TokenMismatch,
         Self::NoActiveSecret,
@@ -96,6 +100,7 @@ impl Refusal {
             Self::IdMalformed => "id_malformed",
             Self::ValueMissing => "value_missing",
             Self::ValueMismatch => "value_mismatch",
+            Self::BodyMismatch => "body_mismatch",
             Self::TokenMissing => "token_missing",
             Self::TokenMismatch => "token_mismatch",
             Self::NoActiveSecret => "no_active_secret",

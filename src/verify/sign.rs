@@ -7,12 +7,20 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::KeyError;
-use super::check::is_unambiguous;
-use super::locate::{Locator, Request};
-use super::mac::{Key, long_enough};
+use super::algorithm::Algorithm;
+use super::check::{basic, is_unambiguous};
+use super::encoding::Encoding;
+use super::jwt::{self, JwtRule};
+use super::key::{KeyRule, long_enough};
+use super::locate::{Locator, Request, other_port};
 use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use super::template::Template;
 use crate::clock::Timestamp;
 use crate::secret::Secret;
+
+mod key;
+
+use key::SigningKey;
 
 /// Signs as a provider would.
 #[derive(Debug, Clone)]
@@ -23,8 +31,9 @@ pub struct Signer {
 
 #[derive(Debug, Clone)]
 enum Credential {
-    Key(SignatureRule, Key),
+    Key(SignatureRule, SigningKey),
     Token(HeaderName, HeaderValue),
+    Jwt(JwtRule, Algorithm, SigningKey),
 }
 
 /// What is to be signed.
@@ -34,7 +43,8 @@ pub struct Message<'a> {
     pub method: &'a Method,
     /// The URL as the receiver knows it, with its query.
     pub url: &'a str,
-    /// The delivery id, for schemes that carry it in a header; others have it in the body.
+    /// The delivery id, for schemes that carry it in a header; others have it in the body. It is the nonce, too, where
+    /// one is signed.
     pub id: Option<&'a str>,
     /// The event type, for schemes that carry it in a header; others have it in the body.
     pub event: Option<&'a str>,
@@ -43,16 +53,35 @@ pub struct Message<'a> {
 }
 
 impl Signer {
-    /// Decodes the secret.
+    /// Decodes the secret: the one that both sides share, or the sender's private key.
     ///
     /// # Errors
     /// When it is not a key of the scheme, or too short.
     pub fn new(scheme: Scheme, secret: &Secret) -> Result<Self, KeyError> {
         let credential = match &scheme.auth {
-            Auth::Signature(rule) => Credential::Key(rule.clone(), Key::new(&rule.key, secret)?),
-            Auth::Token(name) => {
+            Auth::Signature(rule) => {
+                let key = SigningKey::new(rule.algorithm, &rule.key, secret)?;
+                Credential::Key(rule.clone(), key)
+            }
+            Auth::Code(_) => {
+                return Err(KeyError("this provider's signatures can be verified, not made".to_owned()));
+            }
+            Auth::Jwt(rule) => {
+                let algorithms = rule.algorithms.iter();
+                let mut keys = algorithms.map(|algorithm| {
+                    SigningKey::new(*algorithm, &KeyRule::default(), secret).map(|key| (*algorithm, key))
+                });
+                let no_algorithm = || Err(KeyError("the tokens have no algorithm".to_owned()));
+                let (algorithm, key) = keys.find(Result::is_ok).unwrap_or_else(no_algorithm)?;
+                Credential::Jwt(rule.clone(), algorithm, key)
+            }
+            Auth::Token(rule) => {
+                let Locator::Header(name) = &rule.at else {
+                    return Err(KeyError("a token outside of the headers cannot be sent".to_owned()));
+                };
                 long_enough(secret.expose())?;
-                let mut token = HeaderValue::from_bytes(secret.expose())
+                let text = if rule.basic { basic(secret.expose()) } else { secret.expose().to_vec() };
+                let mut token = HeaderValue::from_bytes(&text)
                     .map_err(|_| KeyError("the secret cannot stand in a header".to_owned()))?;
                 token.set_sensitive(true);
                 Credential::Token(name.clone(), token)
@@ -73,14 +102,28 @@ impl Signer {
                 headers.insert(name.clone(), header_value(name, value)?);
             }
         }
+        for (place, text) in &self.scheme.require {
+            if let Locator::Header(name) = place {
+                headers.insert(name.clone(), header_value(name, text)?);
+            }
+        }
         if let Some(rule) = &self.scheme.timestamp
-            && let TimestampPlace::At(Locator::Header(name)) = &rule.at
+            && let TimestampPlace::At(places) = &rule.at
+            && let Some(name) = header_of(places)
         {
             headers.insert(name.clone(), header_value(name, &rule.unit.format(now))?);
+        }
+        if let (Credential::Key(rule, _), Some(nonce)) = (&self.credential, message.id) {
+            for name in rule.signed.iter().flat_map(Template::headers) {
+                if !headers.contains_key(name) {
+                    headers.insert(name.clone(), header_value(name, nonce)?);
+                }
+            }
         }
         let (name, value) = match &self.credential {
             Credential::Token(name, token) => (name.clone(), token.clone()),
             Credential::Key(rule, key) => self.signature(rule, key, message, &headers, now)?,
+            Credential::Jwt(rule, algorithm, key) => token(rule, *algorithm, key, message, now)?,
         };
         headers.insert(name, value);
         Ok(headers)
@@ -89,22 +132,31 @@ impl Signer {
     fn signature(
         &self,
         rule: &SignatureRule,
-        key: &Key,
+        key: &SigningKey,
         message: &Message<'_>,
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<(HeaderName, HeaderValue), KeyError> {
         let (base_url, target) = split(message.url);
         let body = Some(message.body.as_ref());
-        let request = Request { method: message.method, base_url, target, headers, body };
+        let other_base_url = other_port(base_url);
+        let request = Request {
+            method: message.method,
+            base_url,
+            other_base_url: &other_base_url,
+            target,
+            headers,
+            body,
+        };
         let timestamp = match &self.scheme.timestamp {
             None => None,
             Some(rule) => match &rule.at {
-                TimestampPlace::Signature => Some(rule.unit.format(now)),
-                TimestampPlace::At(place) => found(request.find(place))?,
+                TimestampPlace::Signature | TimestampPlace::Claim(_) => Some(rule.unit.format(now)),
+                TimestampPlace::At(places) => found(request.find_first(places))?,
             },
         };
-        let id = if rule.signed.has_id() {
+        let signed = rule.signed.first().ok_or_else(|| KeyError("nothing is signed".to_owned()))?;
+        let id = if signed.has_id() {
             let id = found(request.find_first(&self.scheme.delivery_id))?;
             if id.as_deref().is_some_and(|id| !is_unambiguous(id)) {
                 return Err(KeyError(
@@ -115,13 +167,38 @@ impl Signer {
         } else {
             None
         };
-        let pieces = rule.signed.pieces(&request, timestamp.as_deref(), id.as_deref()).map_err(unsignable)?;
-        let signature = rule.encoding.encode(&rule.algorithm.mac(key, &pieces));
+        let pieces =
+            signed.pieces(&request, timestamp.as_deref(), id.as_deref(), key.shared()).map_err(unsignable)?;
+        let signature = rule.encoding.encode(&key.sign(rule.algorithm, &pieces)?);
         let name = header_of(&rule.from)
             .ok_or_else(|| KeyError("a signature outside of the headers cannot be made".to_owned()))?;
         let text = rule.grammar.format(&signature, timestamp.as_deref());
         Ok((name.clone(), header_value(name, &text)?))
     }
+}
+
+/// The header with a token for `message`.
+fn token(
+    rule: &JwtRule,
+    algorithm: Algorithm,
+    key: &SigningKey,
+    message: &Message<'_>,
+    now: Timestamp,
+) -> Result<(HeaderName, HeaderValue), KeyError> {
+    let Locator::Header(name) = &rule.at else {
+        return Err(KeyError("a token outside of the headers cannot be made".to_owned()));
+    };
+    let (base_url, target) = split(message.url);
+    let (headers, body) = (HeaderMap::new(), Some(message.body.as_ref()));
+    let request =
+        Request { method: message.method, base_url, other_base_url: "", target, headers: &headers, body };
+    let alg = jwt::ALGORITHMS.iter().find(|(_, known)| *known == algorithm).map_or("", |(name, _)| *name);
+    let part = |json: serde_json::Value| Encoding::Base64Url.encode(json.to_string().as_bytes());
+    let header = part(serde_json::json!({ "alg": alg, "typ": "JWT" }));
+    let input = format!("{header}.{}", part(rule.claims(&request, message.id, now)));
+    let signature = key.sign(algorithm, &[Cow::Borrowed(input.as_bytes())])?;
+    let token = format!("{input}.{}", Encoding::Base64Url.encode(&signature));
+    Ok((name.clone(), header_value(name, &token)?))
 }
 
 fn header_of(places: &[Locator]) -> Option<&HeaderName> {

@@ -3,10 +3,17 @@
 //! from the template, and is declared nowhere.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use http::HeaderName;
+use sha2::{Digest, Sha256};
 
 use super::Refusal;
 use super::check::is_id_byte;
 use super::locate::{Locator, Request};
+
+/// Bytes that are signed one after the other.
+pub(super) type Pieces<'a> = Vec<Cow<'a, [u8]>>;
 
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +26,22 @@ enum Token {
     Timestamp,
     Id,
     Url,
+    /// With the standard port where [`Token::Url`] has none, and without it where that has it.
+    UrlOtherPort,
+    /// Some escapes are decoded.
+    UrlDecoded,
     UrlWithoutQuery,
     Method,
     PathAndQuery,
     Value(Locator),
+    /// Every different name and value of the form, sorted.
+    FormSorted,
+    BodySha256,
+    BodyCrc32,
+    /// The shared secret itself.
+    Secret,
+    /// What the source's configuration says.
+    Config(String),
 }
 
 /// Why a text is not a template.
@@ -36,14 +55,9 @@ pub(super) enum TemplateError {
     Escape(String),
     #[error("`{{{0}}}` is not a token")]
     Unknown(String),
-    #[error("`{{{0}}}` is not available in this version")]
-    NotAvailable(String),
     #[error("it signs nothing of the request")]
     Constant,
 }
-
-/// Tokens of the model that are still to come, by the beginning of their names.
-const NOT_AVAILABLE: [&str; 5] = ["secret", "config:", "body_sha256_hex", "body_crc32", "form_sorted"];
 
 impl Template {
     pub(super) const HELP: &str = "text with {body}, {timestamp}, {id}, {url}, {url_nq}, {method}, {path_query}, \
@@ -76,20 +90,41 @@ impl Template {
             tokens.push(Token::Literal(literal));
         }
         // A signature over a constant would be a token that anyone who has seen it can use for ever.
-        if tokens.iter().all(|token| matches!(token, Token::Literal(_))) {
+        let is_constant =
+            |token: &Token| matches!(token, Token::Literal(_) | Token::Secret | Token::Config(_));
+        if tokens.iter().all(is_constant) {
             return Err(TemplateError::Constant);
         }
         Ok(Self(tokens))
     }
 
-    /// The signed bytes, in pieces. `timestamp` and `id` are the received texts.
+    /// The template with what the configuration says in place of `{config:NAME}`.
+    pub(super) fn with_config(mut self, values: &BTreeMap<String, String>) -> Self {
+        for token in &mut self.0 {
+            if let Token::Config(name) = token
+                && let Some(value) = values.get(name)
+            {
+                *token = Token::Literal(value.clone());
+            }
+        }
+        self
+    }
+
+    /// The names that the configuration still has to tell.
+    pub(super) fn config_names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|token| if let Token::Config(name) = token { Some(&**name) } else { None })
+    }
+
+    /// The signed bytes, in pieces. `timestamp` and `id` are the received texts; where `secret` is absent, nothing
+    /// stands for it.
     pub(super) fn pieces<'a>(
         &'a self,
         request: &Request<'a>,
         timestamp: Option<&'a str>,
         id: Option<&'a str>,
-    ) -> Result<Vec<Cow<'a, [u8]>>, Refusal> {
-        let mut pieces: Vec<Cow<'a, [u8]>> = Vec::with_capacity(self.0.len() + 1);
+        secret: Option<&'a [u8]>,
+    ) -> Result<Pieces<'a>, Refusal> {
+        let mut pieces = Pieces::with_capacity(self.0.len() + 1);
         for token in &self.0 {
             let piece: Cow<'a, [u8]> = match token {
                 Token::Literal(text) => Cow::Borrowed(text.as_bytes()),
@@ -101,6 +136,23 @@ impl Template {
                     let path = if *token == Token::Url { request.target } else { request.path() };
                     Cow::Borrowed(path.as_bytes())
                 }
+                Token::UrlOtherPort => {
+                    pieces.push(Cow::Borrowed(request.other_base_url.as_bytes()));
+                    Cow::Borrowed(request.target.as_bytes())
+                }
+                Token::UrlDecoded => {
+                    pieces.push(Cow::Borrowed(request.base_url.as_bytes()));
+                    decoded(request.target)
+                }
+                Token::FormSorted => Cow::Owned(request.sorted_form()),
+                Token::BodySha256 => {
+                    Cow::Owned(hex::encode(Sha256::digest(request.body.unwrap_or_default())).into_bytes())
+                }
+                Token::BodyCrc32 => {
+                    Cow::Owned(crc32(request.body.unwrap_or_default()).to_string().into_bytes())
+                }
+                Token::Secret => Cow::Borrowed(secret.unwrap_or_default()),
+                Token::Config(_) => return Err(Refusal::ValueMissing),
                 Token::Method => Cow::Borrowed(request.method.as_str().as_bytes()),
                 Token::PathAndQuery => Cow::Borrowed(request.target.as_bytes()),
                 Token::Value(locator) => request.find(locator)?.ok_or(Refusal::ValueMissing)?,
@@ -110,8 +162,22 @@ impl Template {
         Ok(pieces)
     }
 
+    /// The headers whose values are signed.
+    pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.0.iter().filter_map(|token| match token {
+            Token::Value(Locator::Header(name)) => Some(name),
+            _ => None,
+        })
+    }
+
+    /// Whether no byte of the body can change. A CRC-32 can be kept by whoever chooses what it is of, and sorted fields
+    /// do not tell a name from its value.
     pub(super) fn has_body(&self) -> bool {
-        self.0.contains(&Token::Body)
+        self.0.iter().any(|token| matches!(token, Token::Body | Token::BodySha256))
+    }
+
+    pub(super) fn has_secret(&self) -> bool {
+        self.0.contains(&Token::Secret)
     }
 
     pub(super) fn has_timestamp(&self) -> bool {
@@ -123,7 +189,9 @@ impl Template {
     }
 
     pub(super) fn has_url(&self) -> bool {
-        self.0.iter().any(|token| matches!(token, Token::Url | Token::UrlWithoutQuery))
+        self.0.iter().any(|token| {
+            matches!(token, Token::Url | Token::UrlOtherPort | Token::UrlDecoded | Token::UrlWithoutQuery)
+        })
     }
 
     /// Whether nobody can change the delivery id that stands for `{id}` without breaking the signature.
@@ -134,16 +202,26 @@ impl Template {
     /// Whether nobody can change the value at `locator` without breaking the signature.
     pub(super) fn covers(&self, locator: &Locator) -> bool {
         self.0.iter().any(|token| match token {
-            Token::Literal(_) | Token::Timestamp | Token::Id | Token::UrlWithoutQuery | Token::Method => {
-                false
-            }
+            Token::Literal(_)
+            | Token::Timestamp
+            | Token::Id
+            | Token::UrlWithoutQuery
+            | Token::UrlDecoded
+            | Token::Method
+            | Token::FormSorted
+            | Token::BodyCrc32
+            | Token::Secret
+            | Token::Config(_) => false,
+            Token::BodySha256 => locator.needs_body(),
             Token::Body => match locator {
                 // No document that is cut short at either end is another one.
                 Locator::Json(_) => true,
                 Locator::Form(_) => self.is_apart(token),
                 Locator::Header(_) | Locator::Query(_) => false,
             },
-            Token::Url | Token::PathAndQuery => matches!(locator, Locator::Query(_)) && self.is_apart(token),
+            Token::Url | Token::UrlOtherPort | Token::PathAndQuery => {
+                matches!(locator, Locator::Query(_)) && self.is_apart(token)
+            }
             Token::Value(signed) => signed == locator && self.is_apart(token),
         })
     }
@@ -180,23 +258,46 @@ impl Token {
     /// Whether a source's requests have no choice here.
     fn is_fixed(&self) -> bool {
         match self {
-            Self::Literal(_) | Self::UrlWithoutQuery | Self::Method => true,
-            Self::Body | Self::Timestamp | Self::Id | Self::Url | Self::PathAndQuery | Self::Value(_) => {
-                false
-            }
+            Self::Literal(_)
+            | Self::UrlWithoutQuery
+            | Self::Method
+            | Self::BodySha256
+            | Self::Secret
+            | Self::Config(_) => true,
+            Self::Body
+            | Self::Timestamp
+            | Self::Id
+            | Self::Url
+            | Self::UrlOtherPort
+            | Self::UrlDecoded
+            | Self::PathAndQuery
+            | Self::Value(_)
+            | Self::FormSorted
+            | Self::BodyCrc32 => false,
         }
     }
 
     /// Whether `byte` may be part of what stands for the token, beyond what is fixed.
     fn may_have(&self, byte: u8) -> bool {
         match self {
-            Self::Literal(_) | Self::UrlWithoutQuery | Self::Method => false,
+            Self::Literal(_)
+            | Self::UrlWithoutQuery
+            | Self::Method
+            | Self::BodySha256
+            | Self::Secret
+            | Self::Config(_) => false,
+            Self::BodyCrc32 => byte.is_ascii_digit(),
             Self::Id => is_id_byte(byte),
             // In any unit.
             Self::Timestamp => byte.is_ascii_alphanumeric() || b"-:.+, ".contains(&byte),
             // One line of a head.
-            Self::Url | Self::PathAndQuery | Self::Value(Locator::Header(_)) => !b"\r\n\0".contains(&byte),
-            Self::Body | Self::Value(Locator::Query(_) | Locator::Json(_) | Locator::Form(_)) => true,
+            Self::Url | Self::UrlOtherPort | Self::PathAndQuery | Self::Value(Locator::Header(_)) => {
+                !b"\r\n\0".contains(&byte)
+            }
+            Self::Body
+            | Self::UrlDecoded
+            | Self::FormSorted
+            | Self::Value(Locator::Query(_) | Locator::Json(_) | Locator::Form(_)) => true,
         }
     }
 
@@ -206,15 +307,74 @@ impl Token {
             "timestamp" => Ok(Self::Timestamp),
             "id" => Ok(Self::Id),
             "url" => Ok(Self::Url),
+            "url_port" => Ok(Self::UrlOtherPort),
+            "url_decoded" => Ok(Self::UrlDecoded),
+            "form_sorted" => Ok(Self::FormSorted),
+            "body_sha256_hex" => Ok(Self::BodySha256),
+            "body_crc32" => Ok(Self::BodyCrc32),
+            "secret" => Ok(Self::Secret),
             "url_nq" => Ok(Self::UrlWithoutQuery),
             "method" => Ok(Self::Method),
             "path_query" => Ok(Self::PathAndQuery),
-            _ if NOT_AVAILABLE.iter().any(|begin| name.starts_with(begin)) => {
-                Err(TemplateError::NotAvailable(name.to_owned()))
+            _ if name.starts_with("config:") && name.len() > "config:".len() => {
+                Ok(Self::Config(name["config:".len()..].to_owned()))
             }
             _ => name.parse().map(Self::Value).map_err(|_| TemplateError::Unknown(name.to_owned())),
         }
     }
+}
+
+/// The escapes that HubSpot decodes before it signs a URL; all others stay.
+const DECODED: [(&[u8; 2], u8); 12] = [
+    (b"3A", b':'),
+    (b"2F", b'/'),
+    (b"3F", b'?'),
+    (b"40", b'@'),
+    (b"21", b'!'),
+    (b"24", b'$'),
+    (b"27", b'\''),
+    (b"28", b'('),
+    (b"29", b')'),
+    (b"2A", b'*'),
+    (b"2C", b','),
+    (b"3B", b';'),
+];
+
+fn decoded(target: &str) -> Cow<'_, [u8]> {
+    if !target.contains('%') {
+        return Cow::Borrowed(target.as_bytes());
+    }
+    let mut bytes = Vec::with_capacity(target.len());
+    let mut rest = target.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escape = after.first_chunk::<2>().filter(|_| byte == b'%');
+        let known = escape.and_then(|digits| {
+            DECODED.iter().find(|(escaped, _)| escaped.eq_ignore_ascii_case(digits)).map(|(_, byte)| *byte)
+        });
+        bytes.push(known.unwrap_or(byte));
+        rest = if known.is_some() { &after[2..] } else { after };
+    }
+    Cow::Owned(bytes)
+}
+
+/// CRC-32 as in ISO-HDLC, zip and PNG.
+fn crc32(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < 256 {
+            let mut value = index as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = if value & 1 == 1 { 0xEDB8_8320 ^ (value >> 1) } else { value >> 1 };
+                bit += 1;
+            }
+            table[index] = value;
+            index += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(u32::MAX, |crc, byte| TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8))
 }
 
 #[cfg(test)]
@@ -229,12 +389,13 @@ mod tests {
         let request = Request {
             method: &Method::PUT,
             base_url: "https://hooks.example.com",
+            other_base_url: "https://hooks.example.com:443",
             target: "/p/a%20b?x=%41&y",
             headers: &headers,
             body: Some(b"{\"a\":{\"b\":7}}"),
         };
         let template = Template::parse(template).unwrap();
-        let pieces = template.pieces(&request, Some("T"), Some("I"))?;
+        let pieces = template.pieces(&request, Some("T"), Some("I"), Some(b"S"))?;
         Ok(String::from_utf8(pieces.concat()).unwrap())
     }
 
@@ -248,8 +409,28 @@ mod tests {
         check("{url_nq} {path_query}", "https://hooks.example.com/p/a%20b /p/a%20b?x=%41&y");
         check("{header:X-Nonce}|{query:x}|{json:/a/b}", "N|A|7");
         check("v0:\\n\\\\\\{\\}{timestamp}\n", "v0:\n\\{}T\n");
+        check("{secret}.{body_crc32}", "S.2585560631");
+        check("{url_port}", "https://hooks.example.com:443/p/a%20b?x=%41&y");
+        assert_eq!(signed("{config:name}{body}"), Err(Refusal::ValueMissing));
+        let told = BTreeMap::from([("name".to_owned(), "value".to_owned())]);
+        let template = Template::parse("{config:name}|{config:other}{body}").unwrap().with_config(&told);
+        assert_eq!(template.config_names().collect::<Vec<_>>(), ["other"]);
         assert_eq!(signed("{header:x-other}{body}"), Err(Refusal::ValueMissing));
         assert_eq!(signed("{form:x}{body}"), Err(Refusal::ValueMissing));
+    }
+
+    #[test]
+    fn a_checksum_is_the_usual_one() {
+        assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+        assert_eq!(crc32(b""), 0);
+    }
+
+    #[test]
+    fn some_escapes_of_a_url_are_decoded() {
+        let check = |target: &str, expected: &str| assert_eq!(&*decoded(target), expected.as_bytes());
+        check("/a?b=c", "/a?b=c");
+        check("/a%20b%3Ac%2fd%%3", "/a%20b:c/d%%3");
+        check("%253A%2C", "%253A,");
     }
 
     #[test]
@@ -261,8 +442,8 @@ mod tests {
         check("{body}\\", TemplateError::Escape(String::new()));
         check("{ts}.{body}", TemplateError::Unknown("ts".to_owned()));
         check("{header:}", TemplateError::Unknown("header:".to_owned()));
-        check("{secret}{body}", TemplateError::NotAvailable("secret".to_owned()));
-        check("{form_sorted}", TemplateError::NotAvailable("form_sorted".to_owned()));
+        check("{config:}{body}", TemplateError::Unknown("config:".to_owned()));
+        check("{secret}", TemplateError::Constant);
         check("", TemplateError::Constant);
         check("constant", TemplateError::Constant);
     }

@@ -16,6 +16,13 @@ pub struct Window {
     pub future: Duration,
 }
 
+impl Default for Window {
+    /// Five minutes on either side, as most providers advise.
+    fn default() -> Self {
+        Self { past: Duration::from_mins(5), future: Duration::from_mins(5) }
+    }
+}
+
 impl Window {
     /// Whether `at` is fresh at `now`, both in the steps of `unit`: senders compare whole seconds, too.
     pub(super) fn check(self, at: Timestamp, now: Timestamp, unit: Unit) -> Result<(), Refusal> {

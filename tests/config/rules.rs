@@ -235,6 +235,25 @@ fn verification_of_sources() {
         "window = { future = \"0s\" }",
         "2:21: error: source[0].window.future: `0s` cannot be used: it must be from 1ms to 1d",
     );
+    let keyless = source("provider = \"aws-sns\"\nsecrets = -");
+    assert_eq!(problems(&parse(&keyless)), [""; 0]);
+    check(
+        "provider = \"aws-sns\"\nsecrets = []",
+        "3:11: error: source[0].secrets: there is no secret, so no request could be verified",
+    );
+    let pinned = |lines: &str| format!("provider = \"google-pubsub\"\nsecrets = -\n{lines}");
+    check(
+        &pinned("config = { audience = \"a\" }"),
+        "1:1: error: source[0].config: `config.email` is missing, and this scheme signs it",
+    );
+    check(
+        &pinned("config = { audience = \"a\", email = 7 }"),
+        "4:36: error: source[0].config.email: integer does not fit here",
+    );
+    check(
+        "config = { name = \"a\" }",
+        "2:19: error: source[0].config.name: the scheme does not sign `{config:name}`",
+    );
     let unproven = |line: &str, column: usize, key: &str| {
         let text = source(&format!("provider = -\nsecrets = -\nverify = \"none\"\n{line}"));
         let warning = "4:10: warning: source[0].verify: nothing proves who sends to this source";
@@ -565,5 +584,34 @@ fn countersignature_and_headers() {
                 name.to_lowercase()
             ),
         );
+    }
+}
+
+/// With the secret of a published or foreign request of theirs.
+#[test]
+fn every_provider_can_be_configured() {
+    let vectors: Vec<serde_json::Value> = serde_json::from_str(include_str!("../vectors.json")).unwrap();
+    // What JSON escapes, TOML escapes alike.
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    for preset in countersign::verify::presets() {
+        let name = &*preset.name;
+        let of = |vector: &&serde_json::Value| {
+            vector["preset"] == name && vector["secret"].as_str().unwrap().len() >= 8
+        };
+        let vector = vectors.iter().find(of).unwrap_or_else(|| panic!("no request of {name}"));
+        let told = vector["config"].as_object().into_iter().flatten();
+        let told: Vec<_> =
+            told.map(|(key, value)| format!("{key} = {}", text(value.as_str().unwrap()))).collect();
+        let config =
+            if told.is_empty() { String::new() } else { format!("config = {{ {} }}\n", told.join(", ")) };
+        let url = if preset.scheme.signs_url() { "public_url = \"https://hooks.example.com\"\n" } else { "" };
+        let secret = text(vector["secret"].as_str().unwrap().trim());
+        let lines = format!("provider = \"{name}\"\nsecrets = [{{ value = {secret} }}]\n{config}{url}");
+        // Some of their secrets are short, which is warned of.
+        let config = parse(&source(&lines)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let source = &config.sources[0];
+        assert_eq!((&*source.provider, &source.methods), (name, &preset.methods));
+        let guard = if preset.guards_replays { ReplayGuard::Absorb } else { ReplayGuard::Off };
+        assert_eq!(source.replay_guard, guard, "{name}");
     }
 }

@@ -13,13 +13,14 @@ const BODY: &[u8] = b"{}";
 const CANDIDATES_MAX: usize = 16;
 
 /// In place of a first line that is no grammar: most mutants of one are none.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "{ kind = \"whole\" }",
     "{ kind = \"prefix\", text = \"sha256=\" }",
     "{ kind = \"kv\", separators = \",\", assign = \"=\", take = [\"v1\"], timestamp = \"t\" }",
     "{ kind = \"kv\", separators = \" \", assign = \",\", take = [\"v1\"] }",
     "{ kind = \"kv\", separators = \"; \", assign = \":\", take = [\"h1\", \"h2\"], timestamp = \"ts\" }",
     "{ kind = \"kv\", separators = \",=\", assign = \"=\", take = [\"=\", \"é\"], timestamp = \"\" }",
+    "{ kind = \"kv\", separators = \"&\", assign = \"|\", take = [\"*\"] }",
     "{ kind = \"positional\", separators = \",\", timestamp_index = 0 }",
     "{ kind = \"positional\", separators = \"|é\" }",
 ];
@@ -160,6 +161,9 @@ impl Reading {
             "kv" => {
                 let assign = text(grammar, "assign");
                 let value = |item: &str, name: &str| {
+                    if name == "*" && take(grammar) == ["*"] {
+                        return item.split_once(assign).map(|(_, value)| value.to_owned());
+                    }
                     let begin = format!("{name}{assign}");
                     (!name.contains(assign) && item.starts_with(&begin))
                         .then(|| item[begin.len()..].to_owned())

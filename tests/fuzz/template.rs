@@ -24,6 +24,9 @@ pub(super) fn check(input: &[u8]) {
     let (scheme, parts) = (scheme(&text), parts(template));
     assert_eq!(scheme.is_some(), parts.is_some(), "{template:?}");
     let (Some(scheme), Some(parts)) = (scheme, parts) else { return };
+    if !scheme.config_names().is_empty() {
+        return;
+    }
     if HeaderValue::from_str(id).is_err() || !target.starts_with('/') {
         return;
     }
@@ -48,7 +51,10 @@ pub(super) fn check(input: &[u8]) {
         no_other_id_is_signed(&request, &parts, &verifier, verified, &signature);
     }
 
-    // The provider's side of it, which has no nonce.
+    // The provider's side of it, whose nonce is the id.
+    if parts.contains(&Part::Header("x-nonce".to_owned())) {
+        return;
+    }
     let url = format!("{BASE_URL}{target}");
     let body = Bytes::copy_from_slice(body);
     let message = Message { method: &Method::POST, url: &url, id: Some(id), event: None, body: &body };
@@ -142,6 +148,13 @@ impl Request<'_> {
                 Part::Time => signed.extend_from_slice(NOW.to_string().as_bytes()),
                 Part::Id => signed.extend_from_slice(self.id.as_bytes()),
                 Part::Url => signed.extend_from_slice(format!("{BASE_URL}{}", self.target).as_bytes()),
+                Part::UrlOtherPort => {
+                    signed.extend_from_slice(format!("{BASE_URL}:443{}", self.target).as_bytes());
+                }
+                Part::BodyDigest => {
+                    signed.extend_from_slice(hex::encode(Sha256::digest(self.body)).as_bytes());
+                }
+                Part::Config => return None,
                 Part::UrlWithoutQuery => signed.extend_from_slice(format!("{BASE_URL}{path}").as_bytes()),
                 Part::Method => signed.extend_from_slice(b"POST"),
                 Part::Target => signed.extend_from_slice(self.target.as_bytes()),
@@ -163,12 +176,15 @@ enum Part {
     Time,
     Id,
     Url,
+    UrlOtherPort,
     UrlWithoutQuery,
+    BodyDigest,
     Method,
     Target,
+    Config,
     /// In lower case.
     Header(String),
-    /// In query, form or JSON.
+    /// In query, form or JSON, or made of the body in a way that has tests of its own.
     Elsewhere,
 }
 
@@ -195,7 +211,7 @@ fn parts(template: &str) -> Option<Vec<Part>> {
         };
     }
     parts.push(Part::Text(rest.to_owned()));
-    let is_text = |part: &Part| matches!(part, Part::Text(_));
+    let is_text = |part: &Part| matches!(part, Part::Text(_) | Part::Config);
     if parts.iter().all(is_text) {
         return None;
     }
@@ -209,12 +225,16 @@ fn token(name: &str) -> Option<Part> {
         "timestamp" => Part::Time,
         "id" => Part::Id,
         "url" => Part::Url,
+        "url_port" => Part::UrlOtherPort,
+        "body_sha256_hex" => Part::BodyDigest,
+        "url_decoded" | "form_sorted" | "body_crc32" => Part::Elsewhere,
         "url_nq" => Part::UrlWithoutQuery,
         "method" => Part::Method,
         "path_query" => Part::Target,
         _ => match name.split_once(':')? {
             ("header", header) => Part::Header(header.parse::<HeaderName>().ok()?.as_str().to_owned()),
             ("query" | "form", field) => (!field.is_empty()).then_some(Part::Elsewhere)?,
+            ("config", name) => (!name.is_empty()).then_some(Part::Config)?,
             ("json", pointer) => pointer.starts_with('/').then_some(Part::Elsewhere)?,
             _ => return None,
         },

@@ -105,6 +105,19 @@ fn providers_are_listed() {
     let github = listed.as_array().unwrap().iter().find(|preset| preset["name"] == "github").unwrap();
     assert_eq!((&github["auth"], &github["confirmed"]), (&"signature".into(), &true.into()));
     assert!(github.get("handshake").is_some());
+    let slack = listed.as_array().unwrap().iter().find(|preset| preset["name"] == "slack").unwrap();
+    assert_eq!(slack["handshake"], serde_json::json!(["url-verification"]));
+}
+
+#[test]
+fn the_readme_has_the_whole_catalogue() {
+    let printed = check(&["providers", "--markdown"], 0, &["[`stripe`]"]);
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert_eq!(printed.lines().count(), countersign::verify::presets().len() + 2);
+    let readme = include_str!("../../README.md");
+    let table =
+        readme.split("<!-- providers -->\n").nth(1).unwrap().split("<!-- /providers -->").next().unwrap();
+    assert_eq!(table, printed, "put the output of `countersign providers --markdown` in its place");
 }
 
 #[test]
