@@ -21,7 +21,7 @@ use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
 use crate::store::{Accepted, Arrival, Store, StoreError};
-use crate::verify::{Refusal, Verified};
+use crate::verify::{Published, Refusal, Verified};
 
 mod activity;
 mod answer;
@@ -52,6 +52,9 @@ use keys::KeyCache;
 use rejections::Rejections;
 use routes::Routes;
 use tls::Proven;
+
+/// A body that takes about a millisecond to be verified: longer than another request on the same thread should wait.
+const LARGE_BODY_BYTES: usize = 512 << 10;
 
 /// What all requests share.
 pub struct Ingest {
@@ -240,7 +243,7 @@ impl Ingest {
             })?),
             None => None,
         };
-        let verified = Arc::new(source.verifier.verify_with(received, published.as_deref())?);
+        let verified = Arc::new(verify(source, received, published).await?);
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
         if delivery.delivery_id.is_none() && !source.accept_missing_id {
@@ -394,6 +397,24 @@ impl Ingest {
                 m.verify_secret_last_used.with_label_values(&[name, secret]);
             }
         }
+    }
+}
+
+/// Verifies; a large body where that holds up nobody.
+async fn verify(
+    source: &Arc<Source>,
+    received: Received,
+    published: Option<Arc<Published>>,
+) -> Result<Verified, Rejection> {
+    if received.body.len() < LARGE_BODY_BYTES {
+        return Ok(source.verifier.verify_with(received, published.as_deref())?);
+    }
+    let source = Arc::clone(source);
+    let work = move || source.verifier.verify_with(received, published.as_deref());
+    match tokio::task::spawn_blocking(work).await {
+        Ok(verified) => Ok(verified?),
+        // A bug, which has been logged where it panicked.
+        Err(_) => Err(Rejection::Internal),
     }
 }
 

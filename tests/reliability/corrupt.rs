@@ -471,6 +471,21 @@ async fn a_backup_under_load_restores_to_a_working_store() {
     restored.close().await;
 }
 
+/// One of the first version, where a guard's claim stood in a row of its own, is salvaged like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_store_of_format_1_is_salvaged_with_its_claims() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
+    let (sound, damaged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    copy(&fixture, sound.path());
+    copy(&fixture, damaged.path());
+    open(sound.path(), &Metrics::new()).unwrap().close().await;
+    overwrite(&damaged.path().join("countersign.db"), 0, &[0; 100]);
+    open(damaged.path(), &Metrics::new()).unwrap().close().await;
+    let expected = sqlite::check(sound.path()).unwrap();
+    assert_eq!(sqlite::check(damaged.path()).unwrap(), expected);
+    assert!(expected.claims > expected.deliveries, "{expected:?}");
+}
+
 /// A store that the first version wrote, with deliveries in every state, is what this one goes on with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_of_format_1_is_opened_and_goes_on() {
