@@ -4,6 +4,7 @@
 //! request, in its turn and as the connection's last.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -102,8 +103,8 @@ impl<S> Guarded<S> {
 impl<S: AsyncRead + Unpin> Guarded<S> {
     /// Reads more of a head. Ready when something came, or when nothing will and the head is refused.
     fn poll_more(&mut self, cx: &mut Context<'_>, has_begun: bool) -> Poll<io::Result<()>> {
-        let mut room = [0; READ_BYTES];
-        let mut room = ReadBuf::new(&mut room);
+        let mut room = [const { MaybeUninit::uninit() }; READ_BYTES];
+        let mut room = ReadBuf::uninit(&mut room);
         match Pin::new(&mut self.stream).poll_read(cx, &mut room)? {
             Poll::Ready(()) if !room.filled().is_empty() => {
                 if !has_begun {

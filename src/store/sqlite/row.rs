@@ -6,9 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use rusqlite::blob::{Blob, ZeroBlob};
-use rusqlite::{
-    Connection, ErrorCode, MAIN_DB, OptionalExtension, Row, ToSql, Transaction, named_params, params,
-};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension, Row, ToSql, Transaction, params};
 use sha2::{Digest, Sha256};
 
 use crate::clock::from_milliseconds;
@@ -68,27 +66,27 @@ impl Prepared {
         let mut insert = transaction.prepare_cached(
             "INSERT INTO delivery (id, source, delivery_id, event, received_at, sender, method, target, verified,
                  scheme, secret, skew, forwards, checksum, headers, body)
-             VALUES (:id, :source, :delivery_id, :event, :received_at, :sender, :method, :target, :verified,
-                 :scheme, :secret, :skew, :forwards, :checksum, :headers, :body)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         )?;
-        insert.execute(named_params! {
-            ":id": delivery.id.as_bytes(),
-            ":source": &*delivery.source,
-            ":delivery_id": delivery.delivery_id,
-            ":event": delivery.event,
-            ":received_at": delivery.received_at.as_millisecond(),
-            ":sender": delivery.sender.to_string(),
-            ":method": delivery.method.as_str(),
-            ":target": delivery.target,
-            ":verified": delivery.verification.verified,
-            ":scheme": &*delivery.verification.scheme,
-            ":secret": delivery.verification.secret.as_deref(),
-            ":skew": delivery.verification.skew_seconds,
-            ":forwards": i64::try_from(forwards).unwrap_or(i64::MAX),
-            ":checksum": self.checksum,
-            ":headers": self.headers,
-            ":body": value,
-        })?;
+        // By their place: names would be looked up one by one.
+        insert.execute(params![
+            delivery.id.as_bytes(),
+            &*delivery.source,
+            delivery.delivery_id,
+            delivery.event,
+            delivery.received_at.as_millisecond(),
+            delivery.sender.to_string(),
+            delivery.method.as_str(),
+            delivery.target,
+            delivery.verification.verified,
+            &*delivery.verification.scheme,
+            delivery.verification.secret.as_deref(),
+            delivery.verification.skew_seconds,
+            i64::try_from(forwards).unwrap_or(i64::MAX),
+            self.checksum,
+            self.headers,
+            value,
+        ])?;
         if room.is_some() {
             body_at(transaction, transaction.last_insert_rowid(), false)?.write_all_at(body, 0)?;
         }
