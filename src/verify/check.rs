@@ -40,6 +40,8 @@ pub(super) struct Checker {
     scheme: Scheme,
     coverage: Coverage,
     secrets: Vec<HeldSecret>,
+    /// What stands for the name of a secret where the sender's published keys are used, since there are no secrets.
+    published: Option<Arc<str>>,
     window: Window,
 }
 
@@ -92,7 +94,12 @@ impl Checker {
             }
         }
         let coverage = scheme.coverage();
-        if errors.is_empty() { Ok(Self { scheme, coverage, secrets: held, window }) } else { Err(errors) }
+        let published = (scheme.keys.is_some() && held.is_empty()).then(|| "published".into());
+        if errors.is_empty() {
+            Ok(Self { scheme, coverage, secrets: held, published, window })
+        } else {
+            Err(errors)
+        }
     }
 
     pub(super) fn coverage(&self) -> Coverage {
@@ -100,19 +107,23 @@ impl Checker {
     }
 
     pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.secrets.iter().map(|secret| &secret.name)
+        self.secrets.iter().map(|secret| &secret.name).chain(&self.published)
     }
 
-    /// Where the sender publishes the keys of `request`.
+    /// Where the sender publishes the keys of `request`, when there are none here.
     pub(super) fn keys_url(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
-        self.scheme.keys.as_ref().map(|source| source.url(request)).transpose()
+        match (&self.scheme.keys, &self.published) {
+            (Some(source), Some(_)) => source.url(request).map(Some),
+            (None, _) | (_, None) => Ok(None),
+        }
     }
 
     /// Reads a document with the sender's keys.
     pub(super) fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        let name = self.published.clone().ok_or_else(|| KeyError("no keys are awaited here".to_owned()))?;
         let secret = Secret::new(document).map_err(|blank| KeyError(blank.to_string()))?;
         let (not_before, not_after) = validity(document).unzip();
-        let secret = NamedSecret { name: PUBLISHED.into(), secret, not_before, not_after };
+        let secret = NamedSecret { name, secret, not_before, not_after };
         HeldSecret::new(&self.scheme.auth, secret).map(Published)
     }
 
@@ -147,13 +158,13 @@ impl Checker {
         match &evidence.claim {
             Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
             Claim::Jwt(rule, Some(token)) => {
-                if !self.awaits_keys() {
+                if self.published.is_none() {
                     drop(self.match_composed(std::slice::from_ref(&token.signed), None, now)?);
                 }
                 rule.check(token, request, self.window, now)?;
             }
             Claim::Token(None) | Claim::Jwt(_, None) | Claim::Signatures(..) | Claim::Code(_) => {
-                if self.active(None, now).next().is_none() && !self.awaits_keys() {
+                if self.active(None, now).next().is_none() && self.published.is_none() {
                     return Err(Refusal::NoActiveSecret);
                 }
             }
@@ -321,11 +332,6 @@ impl Checker {
         }
     }
 
-    /// Whether every request has to be checked with the sender's published keys.
-    pub(super) fn awaits_keys(&self) -> bool {
-        self.scheme.keys.is_some() && self.secrets.is_empty()
-    }
-
     fn active<'s>(
         &'s self,
         published: Option<&'s Published>,
@@ -490,9 +496,6 @@ fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {
     }
     digest.finalize().into()
 }
-
-/// What stands for the name of a secret where the sender's published keys are used.
-const PUBLISHED: &str = "published";
 
 /// The keys of a sender that publishes them, as they were fetched.
 #[derive(Debug)]
