@@ -60,6 +60,7 @@ mod scheme;
 pub mod sign;
 mod signed;
 mod template;
+mod token;
 mod window;
 
 pub use check::{Proof, Published};

@@ -2,20 +2,19 @@
 //! the signature over the raw bytes, then freshness, then the delivery id.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::code::Code;
-use super::encoding::Encoding;
 use super::jwt::{self, JwtRule};
-use super::key::{Key, long_enough, validity};
+use super::key::{Key, validity};
 use super::locate::{Locator, Request};
 use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use super::signed::{Keys, Signed};
 use super::template::{Pieces, Template};
+use super::token::Token;
 use super::window::Window;
 use super::{Coverage, KeyError, NamedSecret, Refusal};
 use crate::clock::Timestamp;
@@ -31,8 +30,6 @@ const ID_BYTES_MAX: usize = 256;
 const SIGNED_ID_BYTES_MAX: usize = 128;
 /// Event types are stored and sent on in a header, too.
 const EVENT_BYTES_MAX: usize = 256;
-const BEARER: &[u8] = b"Bearer ";
-const BASIC: &[u8] = b"Basic ";
 
 /// A scheme with its secrets.
 #[derive(Debug)]
@@ -528,44 +525,5 @@ impl HeldSecret {
         };
         let NamedSecret { name, not_before, not_after, .. } = secret;
         Ok(Self { name, credential, not_before, not_after })
-    }
-}
-
-/// A secret that is presented as it is. Digests are compared, so that not even its length shows in the time taken.
-struct Token {
-    digest: [u8; 32],
-    /// Then the secret is the header's whole value, and without it `Bearer ` may stand in front.
-    has_bearer: bool,
-}
-
-impl Token {
-    fn new(rule: &TokenRule, secret: &Secret) -> Result<Self, KeyError> {
-        let text = secret.expose();
-        let has_bearer = text.starts_with(BEARER);
-        long_enough(text.strip_prefix(BEARER).unwrap_or(text))?;
-        let digest =
-            if rule.basic && !has_bearer { Sha256::digest(basic(text)) } else { Sha256::digest(text) };
-        Ok(Self { digest: digest.into(), has_bearer })
-    }
-
-    fn matches(&self, presented: &[u8]) -> bool {
-        let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
-        Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
-    }
-}
-
-/// The header of basic authentication (RFC 7617) for `name:password`, for that in base64, or for the header itself.
-pub(super) fn basic(secret: &[u8]) -> Vec<u8> {
-    if secret.starts_with(BASIC) {
-        return secret.to_vec();
-    }
-    let is_encoded = !secret.contains(&b':');
-    let credentials = if is_encoded { secret.to_vec() } else { Encoding::Base64.encode(secret).into_bytes() };
-    [BASIC, &credentials].concat()
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
     }
 }
