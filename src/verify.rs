@@ -61,6 +61,7 @@ mod scheme;
 pub mod sign;
 mod signed;
 mod template;
+mod token;
 mod window;
 
 pub use check::{Proof, Published};
@@ -230,15 +231,18 @@ impl Verifier {
     /// its keys. Only URLs that the provider documents.
     ///
     /// # Errors
-    /// When the request names another place.
+    /// When the request names another place; never when observing.
     pub fn keys_url(&self, received: &Received) -> Result<Option<String>, Refusal> {
-        match &self.checked {
-            Some(Checked { checker, base_url, other_base_url, .. }) if checker.awaits_keys() => {
-                let Received { method, target, headers, body, .. } = received;
-                let body = Some(body.as_ref());
-                checker.keys_url(&Request { method, base_url, other_base_url, target, headers, body })
-            }
-            Some(_) | None => Ok(None),
+        let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
+            return Ok(None);
+        };
+        let Received { method, target, headers, body, .. } = received;
+        let body = Some(body.as_ref());
+        let url = checker.keys_url(&Request { method, base_url, other_base_url, target, headers, body });
+        match (url, enforcement) {
+            (Err(refusal), Enforcement::Enforce) => Err(refusal),
+            (Err(_), Enforcement::Observe) => Ok(None),
+            (Ok(url), _) => Ok(url),
         }
     }
 
@@ -740,6 +744,20 @@ mod tests {
         let verification =
             Verification { verified: false, scheme: "provider".into(), secret: None, skew_seconds: None };
         assert_eq!(delivery.verification, verification);
+    }
+
+    #[test]
+    fn observing_lets_a_strange_place_of_keys_through() {
+        let mut received = signed("github", "{}");
+        received.headers.clear();
+        let new = |enforcement| verifier("aws-sns", Vec::new(), enforcement);
+        assert_eq!(new(Enforcement::Enforce).keys_url(&received), Err(Refusal::ValueMissing));
+        let observing = new(Enforcement::Observe);
+        assert_eq!(observing.keys_url(&received), Ok(None));
+        assert_eq!(observing.verify(received).unwrap().observed(), Some(Refusal::SignatureMissing));
+        assert_eq!(observing.secret_names().map(|name| &**name).collect::<Vec<_>>(), ["published"]);
+        let pinned = verifier("github", vec![secret("only", SECRET)], Enforcement::Enforce);
+        assert_eq!(pinned.keys_url(&signed("github", "{}")), Ok(None));
     }
 
     #[test]

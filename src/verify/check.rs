@@ -2,20 +2,19 @@
 //! the signature over the raw bytes, then freshness, then the delivery id.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::code::Code;
-use super::encoding::Encoding;
 use super::jwt::{self, JwtRule};
-use super::key::{Key, long_enough, validity};
+use super::key::{Key, validity};
 use super::locate::{Locator, Request};
 use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use super::signed::{Keys, Signed};
 use super::template::{Pieces, Template};
+use super::token::Token;
 use super::window::Window;
 use super::{Coverage, KeyError, NamedSecret, Refusal};
 use crate::clock::Timestamp;
@@ -31,8 +30,6 @@ const ID_BYTES_MAX: usize = 256;
 const SIGNED_ID_BYTES_MAX: usize = 128;
 /// Event types are stored and sent on in a header, too.
 const EVENT_BYTES_MAX: usize = 256;
-const BEARER: &[u8] = b"Bearer ";
-const BASIC: &[u8] = b"Basic ";
 
 /// A scheme with its secrets.
 #[derive(Debug)]
@@ -40,6 +37,8 @@ pub(super) struct Checker {
     scheme: Scheme,
     coverage: Coverage,
     secrets: Vec<HeldSecret>,
+    /// What stands for the name of a secret where the sender's published keys are used, since there are no secrets.
+    published: Option<Arc<str>>,
     window: Window,
 }
 
@@ -94,7 +93,12 @@ impl Checker {
             }
         }
         let coverage = scheme.coverage();
-        if errors.is_empty() { Ok(Self { scheme, coverage, secrets: held, window }) } else { Err(errors) }
+        let published = (scheme.keys.is_some() && held.is_empty()).then(|| "published".into());
+        if errors.is_empty() {
+            Ok(Self { scheme, coverage, secrets: held, published, window })
+        } else {
+            Err(errors)
+        }
     }
 
     pub(super) fn coverage(&self) -> Coverage {
@@ -102,19 +106,23 @@ impl Checker {
     }
 
     pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.secrets.iter().map(|secret| &secret.name)
+        self.secrets.iter().map(|secret| &secret.name).chain(&self.published)
     }
 
-    /// Where the sender publishes the keys of `request`.
+    /// Where the sender publishes the keys of `request`, when there are none here.
     pub(super) fn keys_url(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
-        self.scheme.keys.as_ref().map(|source| source.url(request)).transpose()
+        match (&self.scheme.keys, &self.published) {
+            (Some(source), Some(_)) => source.url(request).map(Some),
+            (None, _) | (_, None) => Ok(None),
+        }
     }
 
     /// Reads a document with the sender's keys.
     pub(super) fn read_published(&self, document: &[u8]) -> Result<Published, KeyError> {
+        let name = self.published.clone().ok_or_else(|| KeyError("no keys are awaited here".to_owned()))?;
         let secret = Secret::new(document).map_err(|blank| KeyError(blank.to_string()))?;
         let (not_before, not_after) = validity(document).unzip();
-        let secret = NamedSecret { name: PUBLISHED.into(), secret, not_before, not_after };
+        let secret = NamedSecret { name, secret, not_before, not_after };
         HeldSecret::new(&self.scheme.auth, secret).map(Published)
     }
 
@@ -149,13 +157,13 @@ impl Checker {
         match &evidence.claim {
             Claim::Token(Some(token)) => drop(self.match_token(token, now)?),
             Claim::Jwt(rule, Some(token)) => {
-                if !self.awaits_keys() {
+                if self.published.is_none() {
                     drop(self.match_composed(std::slice::from_ref(&token.signed), None, now)?);
                 }
                 rule.check(token, request, self.window, now)?;
             }
             Claim::Token(None) | Claim::Jwt(_, None) | Claim::Signatures(..) | Claim::Code(_) => {
-                if self.active(None, now).next().is_none() && !self.awaits_keys() {
+                if self.active(None, now).next().is_none() && self.published.is_none() {
                     return Err(Refusal::NoActiveSecret);
                 }
             }
@@ -327,11 +335,6 @@ impl Checker {
         }
     }
 
-    /// Whether every request has to be checked with the sender's published keys.
-    pub(super) fn awaits_keys(&self) -> bool {
-        self.scheme.keys.is_some() && self.secrets.is_empty()
-    }
-
     fn active<'s>(
         &'s self,
         published: Option<&'s Published>,
@@ -497,9 +500,6 @@ fn digest(pieces: &[Cow<'_, [u8]>]) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// What stands for the name of a secret where the sender's published keys are used.
-const PUBLISHED: &str = "published";
-
 /// The keys of a sender that publishes them, as they were fetched.
 #[derive(Debug)]
 pub struct Published(HeldSecret);
@@ -531,44 +531,5 @@ impl HeldSecret {
         };
         let NamedSecret { name, not_before, not_after, .. } = secret;
         Ok(Self { name, credential, not_before, not_after })
-    }
-}
-
-/// A secret that is presented as it is. Digests are compared, so that not even its length shows in the time taken.
-struct Token {
-    digest: [u8; 32],
-    /// Then the secret is the header's whole value, and without it `Bearer ` may stand in front.
-    has_bearer: bool,
-}
-
-impl Token {
-    fn new(rule: &TokenRule, secret: &Secret) -> Result<Self, KeyError> {
-        let text = secret.expose();
-        let has_bearer = text.starts_with(BEARER);
-        long_enough(text.strip_prefix(BEARER).unwrap_or(text))?;
-        let digest =
-            if rule.basic && !has_bearer { Sha256::digest(basic(text)) } else { Sha256::digest(text) };
-        Ok(Self { digest: digest.into(), has_bearer })
-    }
-
-    fn matches(&self, presented: &[u8]) -> bool {
-        let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
-        Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
-    }
-}
-
-/// The header of basic authentication (RFC 7617) for `name:password`, for that in base64, or for the header itself.
-pub(super) fn basic(secret: &[u8]) -> Vec<u8> {
-    if secret.starts_with(BASIC) {
-        return secret.to_vec();
-    }
-    let is_encoded = !secret.contains(&b':');
-    let credentials = if is_encoded { secret.to_vec() } else { Encoding::Base64.encode(secret).into_bytes() };
-    [BASIC, &credentials].concat()
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
     }
 }

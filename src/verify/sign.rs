@@ -8,13 +8,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::KeyError;
 use super::algorithm::Algorithm;
-use super::check::{basic, is_unambiguous};
+use super::check::is_unambiguous;
 use super::encoding::Encoding;
 use super::jwt::{self, JwtRule};
 use super::key::{KeyRule, long_enough};
 use super::locate::{Locator, Request, other_port};
 use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
 use super::template::Template;
+use super::token::basic;
 use crate::clock::Timestamp;
 use crate::secret::Secret;
 

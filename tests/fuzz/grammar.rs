@@ -37,6 +37,9 @@ pub(super) fn check(input: &[u8]) {
 
     let text = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let text = String::from_utf8_lossy(text).replace("NOW", &NOW.to_string());
+    if grammar.contains_key("groups") {
+        return;
+    }
     let timestamp = Reading::new(&grammar, &text).timestamps.pop().unwrap_or_default();
     let text = text.replace("SIG", &signed(&timestamp));
     let Ok(value) = HeaderValue::from_str(&text) else { return };

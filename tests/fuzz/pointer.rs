@@ -40,10 +40,29 @@ pub(super) fn check(input: &[u8]) {
 
 /// A text that can be stored and sent on, or a whole number.
 fn expected(tree: &Value, pointer: &str) -> Option<String> {
-    let text = match tree.pointer(pointer)? {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if !number.is_f64() => number.to_string(),
-        _ => return None,
-    };
+    let steps: Vec<_> = pointer.split('/').skip(1).collect();
+    let text = text_at(tree, &steps)?;
     (!text.is_empty() && text.len() <= 256 && !text.chars().any(char::is_control)).then_some(text)
+}
+
+fn text_at(tree: &Value, steps: &[&str]) -> Option<String> {
+    match (steps.iter().position(|step| *step == "*"), tree) {
+        (Some(0), Value::Array(list)) => {
+            let mut texts = list.iter().map(|element| text_at(element, &steps[1..]));
+            let first = texts.next()??;
+            texts.all(|text| text.as_ref() == Some(&first)).then_some(first)
+        }
+        (Some(at), tree) => {
+            let (before, rest) = steps.split_at(at.max(1));
+            text_at(tree.pointer(&format!("/{}", before.join("/")))?, rest)
+        }
+        (None, tree) => {
+            let pointer: String = steps.iter().map(|step| format!("/{step}")).collect();
+            match tree.pointer(&pointer)? {
+                Value::String(text) => Some(text.clone()),
+                Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+                _ => None,
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 mod config;
 mod grammar;
 mod head;
+mod jwt;
 mod pointer;
 mod support;
 mod template;
@@ -12,10 +13,11 @@ mod template;
 pub(crate) type Property = fn(&[u8]);
 
 /// Name, as that of the corpus and of cargo-fuzz's target and property.
-pub(crate) const TARGETS: [(&str, Property); 5] = [
+pub(crate) const TARGETS: [(&str, Property); 6] = [
     ("config", config::check),
     ("grammar", grammar::check),
     ("head", head::check),
+    ("jwt", jwt::check),
     ("pointer", pointer::check),
     ("template", template::check),
 ];
