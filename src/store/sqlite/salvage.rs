@@ -10,9 +10,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::files::{CREATED, aside, begin, complete, discard, write_report};
-use self::log::Log;
+use self::log::{Log, word};
 use self::merge::Staging;
-use self::page::{MAGIC, NEWEST, Pages, word};
+use self::page::{MAGIC, Pages};
 use super::directory::beside;
 use super::{DATABASE, schema, space};
 use crate::id::Id;
@@ -248,8 +248,9 @@ fn read(pages: &Pages, staging: &Staging<'_>) -> Result<(), SalvageError> {
             staging.take(&row, rank)?;
         }
     }
-    for (index, frame) in pages.log.frames.iter().enumerate().filter(|(_, frame)| !frame.good) {
-        let rank = i64::try_from(index).unwrap_or(NEWEST - 1);
+    for ((index, frame), rank) in
+        pages.log.frames.iter().enumerate().zip(0..).filter(|((_, frame), _)| !frame.good)
+    {
         for row in pages.rows(frame.page, &pages.log.page(index)?) {
             staging.take(&row, rank)?;
         }
