@@ -22,8 +22,8 @@ use crate::support::{Bench, Draft, Engine, Lanes, at, draft};
 
 /// A data directory that vanishes with the test.
 pub(crate) struct Embedded {
-    root: Arc<TempDir>,
-    metrics: Metrics,
+    pub(crate) root: Arc<TempDir>,
+    pub(crate) metrics: Metrics,
     disk_reserve: Option<u64>,
 }
 
@@ -32,7 +32,7 @@ impl Embedded {
         Self { root: Arc::new(tempfile::tempdir().unwrap()), metrics: Metrics::new(), disk_reserve: Some(0) }
     }
 
-    fn open_now(&self, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
+    pub(crate) fn open_now(&self, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
         let directory = directory(&self.root);
         open(Options { directory, disk_reserve: self.disk_reserve, metrics: self.metrics.clone() }, outlet)
     }
@@ -49,16 +49,16 @@ impl Engine for Embedded {
     }
 }
 
-fn directory(root: &TempDir) -> PathBuf {
+pub(crate) fn directory(root: &TempDir) -> PathBuf {
     root.path().join("not/yet/there")
 }
 
-fn database(root: &TempDir) -> PathBuf {
+pub(crate) fn database(root: &TempDir) -> PathBuf {
     directory(root).join("countersign.db")
 }
 
 /// What an operator reads: the error with everything behind it.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let rest = error.source().map_or(String::new(), |source| format!(": {}", chain(source)));
     format!("{error}{rest}")
 }
@@ -185,7 +185,7 @@ async fn damage_frees_the_id_of_what_is_lost_and_of_nothing_else() {
 }
 
 /// Flips a bit of what stands between `before` and the rest of `pattern`, of which there is one.
-fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
+pub(crate) fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
     let mut bytes = std::fs::read(file).unwrap();
     let whole = [before, pattern].concat();
     let at = bytes.windows(whole.len()).position(|window| window == whole).unwrap();

@@ -144,9 +144,8 @@ impl Pages {
             }
             // In front of it stand the row's length and its number.
             let starts = (2..=18.min(head)).map(|back| head - back).filter(|start| {
-                let length = varint(page, *start).map_or(0, |(_, size)| size);
-                length > 0
-                    && varint(page, start + length).is_some_and(|(_, size)| start + length + size == head)
+                let number = varint(page, *start).map(|(_, size)| start + size);
+                number.and_then(|at| Some(at + varint(page, at)?.1)) == Some(head)
             });
             let found = starts.filter_map(|start| self.row(page, start, Kind::TableLeaf));
             rows.extend(found.filter(|row| row.len() >= columns));
@@ -240,7 +239,7 @@ fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
 /// The types of a record's columns, and where the first begins.
 fn types(payload: &[u8]) -> Option<(Vec<u64>, usize)> {
     let (end, mut at) = varint(payload, 0)?;
-    let end = usize::try_from(end).ok().filter(|end| *end >= at && *end <= payload.len() && *end < 100)?;
+    let end = usize::try_from(end).ok().filter(|end| *end < 100)?;
     let mut types = Vec::new();
     while at < end {
         let (kind, size) = varint(payload, at)?;
