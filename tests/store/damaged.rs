@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign::forward::Progress;
+use countersign::store::Accepted;
 use countersign::store::sqlite::{OpenError, backup, check, salvage};
 use tempfile::TempDir;
 
@@ -83,6 +84,21 @@ async fn each_salvage_keeps_what_it_found_and_is_told_once() {
     assert_eq!(salvage(&directory(&root)).unwrap().unwrap().damaged, directory(&root).join("damaged-2"));
 }
 
+/// A copy of the files of a store that is running, as a killed process leaves them, after `change` has been made to its log.
+fn killed(running: &TempDir, change: impl FnOnce(&mut Vec<u8>)) -> Embedded {
+    let engine = Embedded::new();
+    let to = directory(&engine.root);
+    fs::create_dir_all(&to).unwrap();
+    for name in ["countersign.db", "countersign.db-wal", "countersign.db-shm"] {
+        fs::copy(directory(running).join(name), to.join(name)).unwrap();
+    }
+    let log = to.join("countersign.db-wal");
+    let mut bytes = fs::read(&log).unwrap();
+    change(&mut bytes);
+    fs::write(log, bytes).unwrap();
+    engine
+}
+
 /// Both rows stand on one page, which the log has twice: the damaged frame costs the row that the bit is in, and that one
 /// only if no older frame has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,25 +106,52 @@ async fn a_damaged_frame_of_the_log_costs_no_delivery_that_stands_on_an_older_on
     let (bench, running) = bench().await;
     bench.stored(with_body("1", "the first body")).await;
     bench.stored(with_body("2", "another body")).await;
-    let killed = Embedded::new();
-    let root = Arc::clone(&killed.root);
-    fs::create_dir_all(directory(&root)).unwrap();
-    for suffix in ["", "-wal", "-shm"] {
-        let name = format!("countersign.db{suffix}");
-        fs::copy(directory(&running).join(&name), directory(&root).join(&name)).unwrap();
-    }
-    let log = directory(&root).join("countersign.db-wal");
-    let mut bytes = fs::read(&log).unwrap();
-    let pattern = b"first body";
-    let newest = bytes.windows(pattern.len()).rposition(|window| window == pattern).unwrap();
-    bytes[newest] ^= 1;
-    fs::write(&log, bytes).unwrap();
-
+    let killed = killed(&running, |log| {
+        let newest = log.windows(10).rposition(|window| window == b"first body").unwrap();
+        log[newest] ^= 1;
+    });
     let salvaged = Bench::new(Box::new(killed)).await;
     let mut bodies: Vec<_> =
         salvaged.leased("a", at(0)).await.iter().map(|lease| lease.delivery.body.clone()).collect();
     bodies.sort();
     assert_eq!(bodies, ["another body", "the first body"]);
+}
+
+/// What stands beside the damaged bits of a frame is still what was written: also the claim of signed bytes, which no
+/// delivery tells, and without which a captured request would be accepted once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_where_nothing_stands_costs_nothing() {
+    const FRAME: usize = 24 + 4_096;
+    let (bench, running) = bench().await;
+    let draft = |id, body| Draft { guarded: true, ..with_body(id, body) };
+    bench.stored(draft("1", "the first body")).await;
+    let before = fs::metadata(directory(&running).join("countersign.db-wal")).unwrap().len();
+    let second = bench.stored(draft("2", "another body")).await;
+    let killed = killed(&running, |log| {
+        for frame in log[usize::try_from(before).unwrap()..].chunks_exact_mut(FRAME) {
+            assert_eq!(frame[24 + 1_500], 0);
+            frame[24 + 1_500] = 1;
+        }
+    });
+    let salvaged = Bench::new(Box::new(killed)).await;
+    assert_eq!(salvaged.leased("a", at(0)).await.len(), 2);
+    let replayed = salvaged.store.accept(draft("3", "another body").arrival()).await.unwrap();
+    assert_eq!(replayed, Accepted::Replay { first: second });
+}
+
+/// One bit of a page says what is on it. Without it the page knows of no row, and all of them stand there still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_on_a_page_that_knows_of_none_are_found() {
+    let (mut bench, root) = bench().await;
+    let stored = [bench.stored(draft("1")).await, bench.stored(with_body("2", "another body")).await];
+    bench.store.close().await;
+    let bytes = fs::read(database(&root)).unwrap();
+    let body = bytes.windows(12).position(|window| window == b"another body").unwrap();
+    let file = fs::File::options().write(true).open(database(&root)).unwrap();
+    file.write_all_at(&[bytes[body & !4_095] ^ 1], (body & !4_095) as u64).unwrap();
+    bench.restart().await;
+    let leased: Vec<_> = bench.leased("a", at(0)).await.iter().map(|lease| lease.delivery.id).collect();
+    assert_eq!(leased, stored);
 }
 
 /// The next gateway opens the files, or moves them, as soon as this one has closed them.

@@ -368,3 +368,16 @@ async fn only_attempts_with_something_to_tell_leave_a_row() {
     assert_eq!(attempts("2", &[waiting, Progress::Delivered]).await, 2);
     assert_eq!(attempts("3", &[Progress::Dead, Progress::Delivered]).await, 2, "the second is a replay");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_counted_by_the_deliveries_that_it_stored() {
+    let engine = Embedded::new();
+    let metrics = engine.metrics.clone();
+    let bench = Bench::new(Box::new(engine)).await;
+    bench.stored(draft("1")).await;
+    let lease = bench.leased_one("a", at(0)).await;
+    bench.settle(&lease, Progress::Delivered, at(0)).await;
+    assert_eq!(metrics.store_commit_duration.get_sample_count(), 3);
+    let deliveries = &metrics.store_commit_deliveries;
+    assert_eq!((deliveries.get_sample_count(), deliveries.get_sample_sum()), (1, 1.0));
+}
