@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign::forward::Progress;
-use countersign::store::Accepted;
 use countersign::store::sqlite::{OpenError, backup, check, salvage};
+use countersign::store::{Accepted, Store as _};
 use tempfile::TempDir;
 
 use crate::sqlite::{Embedded, chain, database, directory, flip};
@@ -245,6 +245,17 @@ fn the_commands_make_no_store_where_there_is_none() {
     }
     assert!(check(root.path()).is_err() && backup(root.path(), &nowhere).is_err());
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+/// A store whose database somebody removed would look like one that starts for the first time, and nobody would be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_gone_is_not_begun_anew() {
+    let engine = Embedded::new();
+    engine.open_now(Arc::new(Lanes::default())).unwrap().close().await;
+    fs::remove_file(database(&engine.root)).unwrap();
+    let refused = engine.open_now(Arc::new(Lanes::default())).unwrap_err();
+    assert!(chain(&refused).contains("it is missing"), "{}", chain(&refused));
+    assert!(!database(&engine.root).exists());
 }
 
 /// A large store would keep its gateway from starting for as long as it takes to read it; but not one that was seen damaged.

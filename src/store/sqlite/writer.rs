@@ -221,20 +221,17 @@ impl Writer {
         let outcome = pragma("NOOP").and_then(|(all, pages)| {
             length = all;
             if pages < self.checkpoint_at {
-                return Ok(None);
+                return Ok(());
             }
+            let copied = pragma("PASSIVE");
             // Whether a reader is in the way or the disk is full: not again with every commit.
-            self.checkpoint_at = pages + CHECKPOINT_PAGES;
-            pragma("PASSIVE").map(|(_, left)| Some(left))
+            self.checkpoint_at = copied.as_ref().map_or(pages, |(_, left)| *left) + CHECKPOINT_PAGES;
+            copied.map(drop)
         });
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(left)) => self.checkpoint_at = left + CHECKPOINT_PAGES,
-            // Full and busy pass, and the log keeps what was not copied; anything else latches, which says so.
-            Err(error) => {
-                let error = verdict::judge(&error, &self.connection, &self.health);
-                tracing::debug!(%error, "log not copied");
-            }
+        // Full and busy pass, and the log keeps what was not copied; anything else latches, which says so.
+        if let Err(error) = outcome {
+            let error = verdict::judge(&error, &self.connection, &self.health);
+            tracing::debug!(%error, "log not copied");
         }
         if length >= self.restart_at {
             // A reader that stays costs a pause of the busy timeout: not again before it is so much longer.
