@@ -21,6 +21,7 @@ mod files;
 mod log;
 mod merge;
 mod page;
+mod record;
 
 pub(super) use self::files::{mark, marked, note_created, settle, told, unmark, untold};
 

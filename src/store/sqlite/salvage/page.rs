@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::log::{Log, read_padded, word};
+pub(super) use super::record::Value;
+use super::record::{record, types, varint};
 
 /// A database file with its log.
 pub(super) struct Pages {
@@ -33,15 +35,6 @@ pub(super) const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 
 /// How new a page is: what stands on a newer one has happened later.
 pub(super) const NEWEST: i64 = i64::MAX;
-
-/// A value of a row.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
-    Null,
-    Integer(i64),
-    Text(String),
-    Blob(Vec<u8>),
-}
 
 impl Pages {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
@@ -137,11 +130,8 @@ impl Pages {
     /// columns are at least so many, of which the first is `first`.
     pub(super) fn search(&self, page: &[u8], columns: usize, first: u8) -> Vec<Vec<Value>> {
         let mut rows = Vec::new();
-        for (head, pair) in page.windows(2).enumerate() {
-            // A head says its own length, and then the type of each column.
-            if pair[1] != first || usize::from(pair[0]) <= columns || pair[0] >= 0x80 {
-                continue;
-            }
+        // A head says its own length, and then the type of each column.
+        for (head, _) in page.windows(2).enumerate().filter(|(_, pair)| pair[1] == first) {
             // In front of it stand the row's length and its number.
             let starts = (2..=18.min(head)).map(|back| head - back).filter(|start| {
                 let number = varint(page, *start).map(|(_, size)| start + size);
@@ -218,68 +208,6 @@ impl Kind {
 
 fn half(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-/// A number, and how many bytes it takes.
-fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
-    let mut number = 0_u64;
-    for index in 0..9 {
-        let byte = *bytes.get(at + index)?;
-        if index == 8 {
-            return Some(((number << 8) + u64::from(byte), 9));
-        }
-        number = (number << 7) + u64::from(byte & 0x7f);
-        if byte < 0x80 {
-            return Some((number, index + 1));
-        }
-    }
-    None
-}
-
-/// The types of a record's columns, and where the first begins.
-fn types(payload: &[u8]) -> Option<(Vec<u64>, usize)> {
-    let (end, mut at) = varint(payload, 0)?;
-    let end = usize::try_from(end).ok().filter(|end| *end < 100)?;
-    let mut types = Vec::new();
-    while at < end {
-        let (kind, size) = varint(payload, at)?;
-        types.push(kind);
-        at += size;
-    }
-    (at == end).then_some((types, end))
-}
-
-fn record(payload: &[u8]) -> Option<Vec<Value>> {
-    let (types, mut at) = types(payload)?;
-    let mut values = Vec::with_capacity(types.len());
-    for kind in types {
-        let length = match kind {
-            0 | 8 | 9 => 0,
-            1..=4 => usize::try_from(kind).ok()?,
-            5 => 6,
-            6 | 7 => 8,
-            10 | 11 => return None,
-            _ => usize::try_from((kind - 12) / 2).ok()?,
-        };
-        let bytes = payload.get(at..at.checked_add(length)?)?;
-        at += length;
-        values.push(match kind {
-            0 => Value::Null,
-            1..=6 => Value::Integer(signed(bytes)),
-            8 => Value::Integer(0),
-            9 => Value::Integer(1),
-            // No column of ours holds a fraction.
-            7 => return None,
-            _ if kind % 2 == 0 => Value::Blob(bytes.to_vec()),
-            _ => Value::Text(String::from_utf8(bytes.to_vec()).ok()?),
-        });
-    }
-    (at == payload.len()).then_some(values)
-}
-
-fn signed(bytes: &[u8]) -> i64 {
-    let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
-    bytes.iter().fold(if negative { -1 } else { 0 }, |number, byte| (number << 8) + i64::from(*byte))
 }
 
 #[cfg(test)]
@@ -489,38 +417,6 @@ mod tests {
         let pages = Pages::open(&path).unwrap();
         let page = pages.read(2).unwrap().0;
         assert_eq!(pages.rows(2, &page).len(), 400);
-    }
-
-    #[test]
-    fn numbers_of_every_length_are_read() {
-        for (bytes, expected) in [
-            (&[0x7f][..], (0x7f, 1)),
-            (&[0x81, 0x00], (128, 2)),
-            (&[0xff, 0x7f], (0x3fff, 2)),
-            (&[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01], (1 << 57 | 1, 9)),
-            (&[0xff; 9], (u64::MAX, 9)),
-        ] {
-            assert_eq!(varint(bytes, 0), Some(expected), "{bytes:x?}");
-            assert_eq!(varint(&bytes[..bytes.len() - 1], 0), None, "{bytes:x?}");
-        }
-    }
-
-    /// What is taken for a row by mistake would be stored in the place of one, or cost the memory for it.
-    #[test]
-    fn a_head_that_contradicts_itself_is_no_row() {
-        assert_eq!(record(&[3, 9, 15, b'x']), Some(vec![Value::Integer(1), Value::Text("x".to_owned())]));
-        // Longer than the row, shorter than its own length, ending within a number, with a row that is cut off or goes on.
-        for head in [&[9, 9][..], &[0, 9], &[2, 0x81, 0x00], &[3, 9, 15], &[3, 9, 15, b'x', b'y'], &[]] {
-            assert_eq!(record(head), None, "{head:?}");
-        }
-        // No column of ours has a fraction, or a type that SQLite keeps for itself.
-        for kind in [7, 10, 11] {
-            assert_eq!(record(&[&[2, kind][..], b"abcdefgh"].concat()), None);
-            assert_eq!(record(&[2, kind]), None);
-        }
-        let columns = |count: u8| [vec![count + 1], vec![8; count.into()]].concat();
-        assert_eq!(record(&columns(98)).map(|row| row.len()), Some(98));
-        assert_eq!(record(&columns(99)), None, "no row of ours has so many");
     }
 
     /// Pages of 512 bytes, the first of which is a header.
