@@ -4,6 +4,8 @@
 
 #[path = "store/claims.rs"]
 mod claims;
+#[path = "store/damaged.rs"]
+mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
 #[path = "store/retention.rs"]

@@ -22,8 +22,8 @@ use crate::support::{Bench, Draft, Engine, Lanes, at, draft};
 
 /// A data directory that vanishes with the test.
 pub(crate) struct Embedded {
-    root: Arc<TempDir>,
-    metrics: Metrics,
+    pub(crate) root: Arc<TempDir>,
+    pub(crate) metrics: Metrics,
     disk_reserve: Option<u64>,
 }
 
@@ -32,7 +32,7 @@ impl Embedded {
         Self { root: Arc::new(tempfile::tempdir().unwrap()), metrics: Metrics::new(), disk_reserve: Some(0) }
     }
 
-    fn open_now(&self, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
+    pub(crate) fn open_now(&self, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenError> {
         let directory = directory(&self.root);
         open(Options { directory, disk_reserve: self.disk_reserve, metrics: self.metrics.clone() }, outlet)
     }
@@ -49,16 +49,16 @@ impl Engine for Embedded {
     }
 }
 
-fn directory(root: &TempDir) -> PathBuf {
+pub(crate) fn directory(root: &TempDir) -> PathBuf {
     root.path().join("not/yet/there")
 }
 
-fn database(root: &TempDir) -> PathBuf {
+pub(crate) fn database(root: &TempDir) -> PathBuf {
     directory(root).join("countersign.db")
 }
 
 /// What an operator reads: the error with everything behind it.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let rest = error.source().map_or(String::new(), |source| format!(": {}", chain(source)));
     format!("{error}{rest}")
 }
@@ -185,7 +185,7 @@ async fn damage_frees_the_id_of_what_is_lost_and_of_nothing_else() {
 }
 
 /// Flips a bit of what stands between `before` and the rest of `pattern`, of which there is one.
-fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
+pub(crate) fn flip(file: &Path, before: &[u8], pattern: &[u8], bit: u8) {
     let mut bytes = std::fs::read(file).unwrap();
     let whole = [before, pattern].concat();
     let at = bytes.windows(whole.len()).position(|window| window == whole).unwrap();
@@ -367,4 +367,17 @@ async fn only_attempts_with_something_to_tell_leave_a_row() {
     assert_eq!(attempts("1", &[Progress::Delivered]).await, 0);
     assert_eq!(attempts("2", &[waiting, Progress::Delivered]).await, 2);
     assert_eq!(attempts("3", &[Progress::Dead, Progress::Delivered]).await, 2, "the second is a replay");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_counted_by_the_deliveries_that_it_stored() {
+    let engine = Embedded::new();
+    let metrics = engine.metrics.clone();
+    let bench = Bench::new(Box::new(engine)).await;
+    bench.stored(draft("1")).await;
+    let lease = bench.leased_one("a", at(0)).await;
+    bench.settle(&lease, Progress::Delivered, at(0)).await;
+    assert_eq!(metrics.store_commit_duration.get_sample_count(), 3);
+    let deliveries = &metrics.store_commit_deliveries;
+    assert_eq!((deliveries.get_sample_count(), deliveries.get_sample_sum()), (1, 1.0));
 }

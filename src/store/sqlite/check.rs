@@ -97,3 +97,40 @@ fn contents(connection: &Connection, checked: &mut Checked) -> rusqlite::Result<
     checked.problems.extend(claims::contradiction(connection)?);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// A bad sector, or a file that somebody locks, is no damage: the store would be salvaged, and set aside, for nothing.
+    #[test]
+    fn what_cannot_be_read_is_no_damage_unless_the_structure_is_damaged_as_well() {
+        let none = Connection::open_in_memory().unwrap();
+        assert!(all(&none).is_err());
+        // SQLite is made to find a value where there must be one and is none.
+        none.execute_batch(
+            "CREATE TABLE x (n); INSERT INTO x VALUES (NULL); PRAGMA writable_schema = 1;
+             UPDATE sqlite_schema SET sql = 'CREATE TABLE x (n NOT NULL)'; PRAGMA writable_schema = RESET",
+        )
+        .unwrap();
+        let checked = all(&none).unwrap();
+        assert_eq!((checked.problems.len(), checked.is_sound()), (1, false), "{checked:?}");
+    }
+
+    /// A delivery whose id is none cannot be looked for.
+    #[test]
+    fn a_value_that_was_never_written_is_damage() {
+        let root = tempfile::tempdir().unwrap();
+        let connection = schema::create(&root.path().join("any.db")).unwrap();
+        assert!(all(&connection).unwrap().is_sound());
+        connection
+            .execute_batch(
+                "INSERT INTO delivery VALUES (x'07', 's', NULL, NULL, 1, '::1', 'POST', '/', 1, 'x', NULL, NULL, 0,
+                     zeroblob(16), x'', x'')",
+            )
+            .unwrap();
+        let checked = all(&connection).unwrap();
+        assert_eq!((checked.problems.len(), checked.is_sound()), (1, false), "{checked:?}");
+    }
+}

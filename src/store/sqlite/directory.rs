@@ -151,4 +151,49 @@ mod tests {
         assert_eq!(holder(&directory), None);
         hold(&directory).unwrap();
     }
+
+    #[test]
+    fn a_full_disk_keeps_no_gateway_from_starting_and_a_broken_one_does() {
+        let held_with_lock = |lock: &str| {
+            let root = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink(lock, root.path().join("lock")).unwrap();
+            hold(root.path())
+        };
+        // Whoever runs this test at the same moment has locked the same device.
+        while let Err(refused) = held_with_lock("/dev/full") {
+            assert!(matches!(refused, Refused::InUse(_)), "{refused:?}");
+        }
+        // The one file that fails with EIO everywhere: nothing is mapped at 0.
+        let refused = held_with_lock("/proc/self/mem").unwrap_err();
+        assert!(matches!(refused, Refused::Io(_)), "{refused:?}");
+    }
+
+    /// What an operator or another program keeps here is theirs: a file with a second name would be given away elsewhere, too.
+    /// Only root sees this test fail.
+    #[test]
+    fn only_what_root_made_for_the_store_is_given_to_its_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for name in ["damaged-1", "other"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        for name in ["made", "damaged-1/made", "other/made", "linked", "of-somebody"] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        std::fs::hard_link(path("linked"), path("other/link")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(path("of-somebody"), Some(1_234), None).unwrap();
+            std::os::unix::fs::chown(root.path(), Some(65_534), None).unwrap();
+        }
+        let owner = |name: &str| path(name).metadata().unwrap().uid();
+        let (made, ours, somebody) = (owner(""), owner("made"), owner("of-somebody"));
+        give_to_owner(root.path()).unwrap();
+        for name in ["made", "damaged-1", "damaged-1/made"] {
+            assert_eq!(owner(name), made, "{name}");
+        }
+        for name in ["other", "other/made", "linked"] {
+            assert_eq!(owner(name), ours, "{name}");
+        }
+        assert_eq!(owner("of-somebody"), somebody);
+    }
 }

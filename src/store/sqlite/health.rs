@@ -134,7 +134,7 @@ impl Health {
         let unknown = self.unknown.swap(room.is_err(), Ordering::Relaxed);
         let below = match room {
             Ok(Room { total, free }) => {
-                let reserve = self.reserve.unwrap_or(RESERVE_MAX.min(total / RESERVE_SHARE));
+                let reserve = self.reserve.unwrap_or_else(|| default_reserve(total));
                 let owed = self.ballast.owed(total);
                 let below = full || free < reserve.saturating_add(owed);
                 if !below {
@@ -157,6 +157,10 @@ impl Health {
             tracing::info!("disk above its reserve again");
         }
     }
+}
+
+fn default_reserve(file_system_bytes: u64) -> u64 {
+    RESERVE_MAX.min(file_system_bytes / RESERVE_SHARE)
 }
 
 /// Starts the thread that looks, with traffic or without, until the sender is dropped.
@@ -199,5 +203,88 @@ mod tests {
         while Arc::strong_count(&health) > 1 {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_small_disk_has_a_small_reserve() {
+        assert_eq!(
+            [10, 20_000, 100_000].map(|gib| default_reserve(gib << 30)),
+            [512 << 20, 1 << 30, 1 << 30]
+        );
+    }
+
+    fn health(root: &tempfile::TempDir, reserve: u64) -> Health {
+        Health::new(root.path().join("countersign.db"), Some(reserve), Ballast::find(root.path()))
+    }
+
+    #[test]
+    fn room_is_kept_aside_only_of_what_is_above_the_reserve() {
+        for (reserve, kept) in [(0, true), (u64::MAX, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let health = health(&root, reserve);
+            assert_eq!(health.fault(), (!kept).then_some(StoreError::DiskFull));
+            assert_eq!(health.give_room(), kept, "{reserve}");
+        }
+    }
+
+    /// A quota is not to be seen in the free space: what refused goes on only once a trial has found room.
+    #[test]
+    fn a_write_that_found_no_room_refuses_until_there_is_some() {
+        let root = tempfile::tempdir().unwrap();
+        let health = health(&root, 0);
+        let probe = root.path().join("probe");
+        let full = || std::os::unix::fs::symlink("/dev/full", &probe).unwrap();
+        full();
+        health.look();
+        assert_eq!((health.fault(), health.was_full()), (None, false), "nobody has asked");
+        assert!(probe.symlink_metadata().is_ok());
+        health.note_full();
+        assert_eq!((health.fault(), health.was_full()), (Some(StoreError::DiskFull), true));
+        health.look();
+        assert_eq!((health.fault(), health.was_full()), (Some(StoreError::DiskFull), true));
+        // The trial has removed what stood in its way.
+        health.look();
+        assert_eq!((health.fault(), health.was_full()), (None, false));
+    }
+
+    /// A line every second would bury what led to it.
+    #[test]
+    fn the_log_says_once_that_the_disk_is_full_and_once_that_it_is_not() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                lock(&self.0).extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let made = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || made.clone()).finish();
+        let told = || {
+            let text = String::from_utf8(std::mem::take(&mut *lock(&lines.0))).unwrap();
+            let count = |what| text.lines().filter(|line| line.contains(what)).count();
+            [count("disk below"), count("disk above"), count("free disk space unknown")]
+        };
+        tracing::subscriber::with_default(subscriber, || {
+            let root = tempfile::tempdir().unwrap();
+            let mut health = health(&root, 0);
+            for (reserve, expected) in [(0, [0; 3]), (u64::MAX, [1, 0, 0]), (0, [0, 1, 0])] {
+                health.reserve = Some(reserve);
+                health.look();
+                assert_eq!(told(), expected, "{reserve}");
+                health.look();
+                assert_eq!(told(), [0; 3], "{reserve}");
+            }
+            // Not to know it is no reason to refuse.
+            health.file = root.path().join("nowhere/countersign.db");
+            health.look();
+            assert_eq!((told(), health.fault()), ([0, 0, 1], None));
+            health.look();
+            assert_eq!(told(), [0; 3]);
+        });
     }
 }

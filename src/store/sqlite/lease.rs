@@ -240,6 +240,7 @@ mod tests {
 
     use super::*;
     use crate::store::sqlite::schema;
+    use crate::store::sqlite::scrub::tests::beside_the_index;
     use crate::store::sqlite::writer::tests::NoLanes;
 
     /// A candidate that was taken or settled between the search and the lease is no damage.
@@ -297,5 +298,55 @@ mod tests {
         let attempts: u32 =
             transaction.query_row("SELECT attempts FROM forward", [], |row| row.get(0)).unwrap();
         assert_eq!(attempts, 3);
+    }
+
+    const WAITING: &str =
+        "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+
+    /// It was the first to be due, every time, could never be taken, and nobody was told.
+    #[test]
+    fn a_forward_that_only_its_index_has_is_damage() {
+        let root = tempfile::tempdir().unwrap();
+        let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        connection
+            .execute_batch(&format!("{WAITING}{}", beside_the_index("DELETE FROM forward WHERE due_at = 7;")))
+            .unwrap();
+        let now = from_milliseconds(1_000);
+        let candidates = due(&connection, "a", 10, now).unwrap();
+        assert_eq!(candidates.len(), 1);
+        let lease = Lease { destination: "a".into(), candidates, now };
+        let transaction = connection.transaction().unwrap();
+        let mut effects = Effects::new(&NoLanes);
+        assert!(
+            lease
+                .apply(&transaction, &mut Claims::load(&transaction).unwrap(), &mut effects)
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!((effects.corrupt.len(), effects.index_damaged), (1, true));
+    }
+
+    /// A delivery that its index has lost is there still: set aside, it would never be sent.
+    #[test]
+    fn a_delivery_that_is_gone_is_told_from_one_that_its_index_has_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        connection.execute_batch(WAITING).unwrap();
+        let now = from_milliseconds(1_000);
+        let gone = due(&connection, "a", 10, now).unwrap();
+        assert!(matches!(&gone[0].found, Found::Damaged(what) if what.contains("not there")));
+        connection
+            .execute_batch(
+                "INSERT INTO delivery VALUES (zeroblob(16), 's', NULL, NULL, 1, '::1', 'POST', '/', 1, 'x', NULL,
+                     NULL, 1, zeroblob(16), x'', x'');
+                 PRAGMA writable_schema = 1;
+                 UPDATE sqlite_schema SET rootpage =
+                     (SELECT rootpage FROM sqlite_schema WHERE name = 'attempt_delivery')
+                     WHERE name = 'sqlite_autoindex_delivery_1';
+                 PRAGMA writable_schema = RESET;",
+            )
+            .unwrap();
+        let Err(lost) = due(&connection, "a", 10, now) else { panic!("found") };
+        assert!(lost.to_string().contains(verdict::MISPLACED), "{lost}");
     }
 }

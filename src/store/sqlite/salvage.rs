@@ -10,9 +10,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::files::{CREATED, aside, begin, complete, discard, write_report};
-use self::log::Log;
+use self::log::{Log, word};
 use self::merge::Staging;
-use self::page::{MAGIC, NEWEST, Pages, word};
+use self::page::{MAGIC, Pages};
 use super::directory::beside;
 use super::{DATABASE, schema, space};
 use crate::id::Id;
@@ -21,6 +21,7 @@ mod files;
 mod log;
 mod merge;
 mod page;
+mod record;
 
 pub(super) use self::files::{mark, marked, note_created, settle, told, unmark, untold};
 
@@ -248,8 +249,9 @@ fn read(pages: &Pages, staging: &Staging<'_>) -> Result<(), SalvageError> {
             staging.take(&row, rank)?;
         }
     }
-    for (index, frame) in pages.log.frames.iter().enumerate().filter(|(_, frame)| !frame.good) {
-        let rank = i64::try_from(index).unwrap_or(NEWEST - 1);
+    for ((index, frame), rank) in
+        pages.log.frames.iter().enumerate().zip(0..).filter(|((_, frame), _)| !frame.good)
+    {
         for row in pages.rows(frame.page, &pages.log.page(index)?) {
             staging.take(&row, rank)?;
         }
@@ -269,3 +271,192 @@ fn read(pages: &Pages, staging: &Staging<'_>) -> Result<(), SalvageError> {
 
 /// A delivery has so many columns, and its id, of this type, is the first: a blob of 16 bytes.
 const DELIVERY: (usize, u8) = (16, 12 + 2 * 16);
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::salvage::log::PAGE_SIZE;
+
+    /// A data directory with a database of ours that nothing is in, and its bytes.
+    fn empty_store() -> (tempfile::TempDir, Vec<u8>) {
+        let root = tempfile::tempdir().unwrap();
+        drop(schema::create(&root.path().join(DATABASE)).unwrap());
+        let bytes = fs::read(root.path().join(DATABASE)).unwrap();
+        (root, bytes)
+    }
+
+    fn store_of(bytes: &[u8]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(DATABASE), bytes).unwrap();
+        root
+    }
+
+    fn with(bytes: &[u8], at: usize, change: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + change.len()].copy_from_slice(change);
+        bytes
+    }
+
+    /// Taken for a new one, a store that somebody emptied would begin again with nothing, and nobody would be told.
+    #[test]
+    fn a_database_that_is_gone_is_known_by_what_it_left() {
+        for (database, log, was_created, expected) in [
+            (None, None, false, None),
+            (Some(""), None, false, None),
+            (None, Some(""), false, None),
+            (None, None, true, Some("it is missing")),
+            (None, Some("x"), false, Some("it is missing")),
+            (Some(""), Some("x"), false, Some("it is empty")),
+            (Some(""), None, true, Some("it is empty")),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let file = root.path().join(DATABASE);
+            for (path, text) in [
+                (file.clone(), database),
+                (beside(&file, "-wal"), log),
+                (root.path().join(CREATED), was_created.then_some("")),
+            ] {
+                if let Some(text) = text {
+                    fs::write(path, text).unwrap();
+                }
+            }
+            let found = needed(root.path()).unwrap();
+            assert_eq!(found.as_deref(), expected, "{database:?} {log:?} {was_created}");
+        }
+        // What cannot be looked at is not missing.
+        let root = tempfile::tempdir().unwrap();
+        let itself = root.path().join(DATABASE);
+        std::os::unix::fs::symlink(&itself, &itself).unwrap();
+        assert!(needed(root.path()).is_err());
+    }
+
+    #[test]
+    fn a_log_that_is_damaged_is_certain_and_one_that_is_gone_a_suspicion() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join(DATABASE);
+        let connection = schema::open_writer(&file).unwrap();
+        connection.execute_batch("CREATE TABLE x (n); INSERT INTO x VALUES (1)").unwrap();
+        let judged = |change: &dyn Fn(&mut Vec<u8>)| {
+            let copy = tempfile::tempdir().unwrap();
+            let to = copy.path().join(DATABASE);
+            let mut log = fs::read(beside(&file, "-wal")).unwrap();
+            change(&mut log);
+            fs::write(beside(&to, "-wal"), log).unwrap();
+            for suffix in ["", "-shm"] {
+                fs::copy(beside(&file, suffix), beside(&to, suffix)).unwrap();
+            }
+            damage(copy.path()).unwrap().map(|damage| damage.suspected)
+        };
+        assert_eq!(judged(&|_| {}), None);
+        assert_eq!(judged(&|log| log[100] ^= 1), Some(false));
+        assert_eq!(judged(&|log| log.truncate(log.len() - 1)), Some(false));
+        assert_eq!(judged(&Vec::clear), Some(true));
+    }
+
+    /// By each of these bytes SQLite would write the database in another way, or call it another program's.
+    #[test]
+    fn a_header_is_damaged_if_one_field_of_it_is() {
+        let (root, sound) = empty_store();
+        let judged = |bytes: &[u8]| header_damage(&store_of(bytes).path().join(DATABASE)).unwrap().is_some();
+        assert!(!judged(&sound));
+        for (at, change) in [
+            (0, &b"s"[..]),
+            (18, &[2, 1]),
+            (18, &[3, 3]),
+            (20, &[1]),
+            (21, &[65]),
+            (47, &[5]),
+            (47, &[0]),
+            (59, &[2]),
+            (55, &[9]),
+            (67, &[1]),
+            (67, &[2]),
+        ] {
+            assert!(judged(&with(&sound, at, change)), "byte {at}");
+        }
+        for (at, change) in [(18, &[2, 2][..]), (47, &[1]), (47, &[4])] {
+            assert!(!judged(&with(&sound, at, change)), "byte {at}");
+        }
+        // Another program's may be as it likes.
+        assert!(!judged(&with(&with(&sound, 59, &[2]), 68, b"else")));
+
+        // An operator may have it give back what is free; then the second page says what is on each of the others.
+        let connection = Connection::open(root.path().join(DATABASE)).unwrap();
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").unwrap();
+        drop(connection);
+        let mapped = fs::read(root.path().join(DATABASE)).unwrap();
+        assert_eq!((word(&mapped, 52) > 0, word(&mapped, 64)), (true, 1));
+        assert!(!judged(&mapped));
+        assert!(!judged(&with(&mapped, 67, &[0])));
+        let last = PAGE_SIZE + 5 * (mapped.len() / PAGE_SIZE - 3);
+        for (at, change) in [
+            (52, &[0; 4][..]),
+            (67, &[2]),
+            (PAGE_SIZE, &[6]),
+            (PAGE_SIZE, &[0]),
+            (PAGE_SIZE + 1, &[1]),
+            (last, &[6]),
+            (last + 1, &[1]),
+        ] {
+            assert!(judged(&with(&mapped, at, change)), "byte {at}");
+        }
+        assert!(!judged(&with(&mapped, last + 5, &[6])), "there is no page that it could speak of");
+    }
+
+    #[test]
+    fn what_is_no_store_is_left_as_it_was() {
+        let two_pages = "PRAGMA page_size = 512; CREATE TABLE theirs (x)";
+        for (sql, foreign) in [(two_pages, true), ("PRAGMA user_version = 1", false)] {
+            let root = tempfile::tempdir().unwrap();
+            let file = root.path().join(DATABASE);
+            Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+            let before = fs::read(&file).unwrap();
+            let refused = salvage(root.path(), false).unwrap_err();
+            assert_eq!(matches!(refused, SalvageError::Foreign { .. }), foreign, "{refused:?}");
+            assert_eq!(matches!(refused, SalvageError::Nothing { .. }), !foreign, "{refused:?}");
+            assert_eq!(fs::read(&file).unwrap(), before);
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left of the try");
+        }
+        // Of ours there is nothing to be saved either, unless an operator says so.
+        let (root, _) = empty_store();
+        assert!(matches!(salvage(root.path(), false), Err(SalvageError::Nothing { .. })));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    /// It would have filled the disk first, and then have failed.
+    #[test]
+    fn a_salvage_that_needs_more_room_than_there_is_does_not_begin() {
+        let (root, _) = empty_store();
+        let file = fs::File::options().append(true).open(root.path().join(DATABASE)).unwrap();
+        // Nothing of it takes room.
+        file.set_len(1 << 40).unwrap();
+        let refused = salvage(root.path(), true).unwrap_err();
+        let SalvageError::Space { needed, free } = refused else { panic!("{refused:?}") };
+        assert_eq!(needed, (4 << 40) + (1 << 20));
+        assert!(free < needed);
+    }
+
+    #[test]
+    fn an_operator_is_told_of_what_cannot_be_named() {
+        let (_, sound) = empty_store();
+        let told = |bytes: &[u8]| {
+            let salvaged = salvage(store_of(bytes).path(), true).unwrap();
+            assert!(salvaged.findings.iter().all(|finding| finding.lost && finding.delivery.is_none()));
+            salvaged.findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(told(&sound), "");
+        let mut wiped = sound.clone();
+        wiped[PAGE_SIZE..].fill(0);
+        assert_eq!(told(&wiped), "nothing of what it held can be read");
+        let cut = &sound[..sound.len() - 2 * PAGE_SIZE];
+        assert!(told(cut).starts_with("2 pages are cut off the file: "), "{}", told(cut));
+        // What a damaged header promises is not believed.
+        assert_eq!(told(&with(cut, 0, b"s")), "");
+        let count = u32::try_from(sound.len() / PAGE_SIZE).unwrap();
+        assert_eq!(told(&with(&sound, 28, &(4 * count).to_be_bytes())), "");
+        let most = with(&sound, 28, &(4 * count - 1).to_be_bytes());
+        assert!(told(&most).starts_with(&format!("{} pages are cut off", 3 * count - 1)));
+    }
+}

@@ -157,10 +157,12 @@ fn deliveries(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::store::sqlite::salvage;
+    use crate::store::sqlite::space::Ballast;
 
     /// Reads a store of 600 forwards after `damage` has been done to it, of which SQLite does not know.
     fn check(damage: &str, expected: Option<&str>) {
@@ -191,22 +193,27 @@ mod tests {
         found.into_inner().unwrap()
     }
 
+    /// Does `sql` to the table of forwards, and leaves the index of what is pending as it was.
+    pub(in crate::store::sqlite) fn beside_the_index(sql: &str) -> String {
+        let change = |from: &str, to: &str| {
+            format!(
+                "PRAGMA writable_schema = 1;
+                 UPDATE sqlite_schema SET sql = replace(sql, 'WHERE {from}', 'WHERE {to}') WHERE name = 'forward_pending';
+                 PRAGMA writable_schema = RESET;"
+            )
+        };
+        let (entry, never) = ("settled_at IS NULL", "attempts > 5");
+        [change(entry, never), sql.to_owned(), change(never, entry)].concat()
+    }
+
     /// Due times that had flipped into the far future, or in the index only, were never due, and nobody was told.
     #[test]
     fn an_index_that_contradicts_its_table_is_found() {
         check("", None);
-        let without = "PRAGMA writable_schema = 1;
-             UPDATE sqlite_schema SET sql = replace(sql, 'WHERE settled_at IS NULL', 'WHERE attempts > 5')
-                 WHERE name = 'forward_pending';
-             PRAGMA writable_schema = RESET;";
-        let again = "PRAGMA writable_schema = 1;
-             UPDATE sqlite_schema SET sql = replace(sql, 'WHERE attempts > 5', 'WHERE settled_at IS NULL')
-                 WHERE name = 'forward_pending';
-             PRAGMA writable_schema = RESET;";
         let deleted = "DELETE FROM forward WHERE due_at = 1500;";
-        check(&format!("{without}{deleted}{again}"), Some(verdict::NOT_IN_TABLE));
+        check(&beside_the_index(deleted), Some(verdict::NOT_IN_TABLE));
         let moved = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
-        check(&format!("{without}{moved}{again}"), Some("a forward that waits is not in its index"));
+        check(&beside_the_index(moved), Some("a forward that waits is not in its index"));
     }
 
     /// More than it had are an operator's.
@@ -221,5 +228,39 @@ mod tests {
         check(&row(1), Some(verdict::OTHER_FORWARDS));
         let more = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
         assert_eq!(findings(&format!("{}{more}", row(0)), None), 1, "its checksum is none");
+    }
+
+    /// What the thread makes of the store once it has read it: why it is latched, and what the next start is told.
+    fn scrubbed(prepare: impl Fn(&Path), has_passed: impl Fn(&Path, &Health) -> bool) -> [Option<String>; 2] {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        prepare(&file);
+        let health = Arc::new(Health::new(file.clone(), Some(0), Ballast::find(root.path())));
+        let owner = start(Arc::clone(&health), Duration::ZERO, |_| {}).unwrap();
+        while !has_passed(&file, &health) {
+            thread::yield_now();
+        }
+        drop(owner);
+        while Arc::strong_count(&health) > 1 {
+            thread::yield_now();
+        }
+        [health.latched().map(|latched| latched.to_string()), salvage::marked(root.path())]
+    }
+
+    #[test]
+    fn what_the_scrub_finds_has_the_next_start_salvage_and_nothing_else_does() {
+        let damaged = |file: &Path| {
+            let connection = schema::open_writer(file).unwrap();
+            let forward =
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+            let gone = beside_the_index("DELETE FROM forward WHERE due_at = 7;");
+            connection.execute_batch(&format!("{forward}{gone}")).unwrap();
+        };
+        let [latched, marked] = scrubbed(damaged, |_, health| health.latched().is_some());
+        assert!(latched.unwrap().contains("the next start salvages"));
+        assert!(marked.unwrap().contains(verdict::NOT_IN_TABLE));
+        // It has no tables: it cannot be read, and is not damaged.
+        let [latched, marked] = scrubbed(|_| {}, |file, _| file.exists());
+        assert_eq!((latched, marked), (None, None));
     }
 }

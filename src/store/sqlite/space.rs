@@ -168,4 +168,50 @@ mod tests {
         found.keep(found.owed(total));
         assert_eq!((size_of(&path), found.owed(total)), (512 << 10, 0));
     }
+
+    /// A file system that cannot set blocks aside would owe them for ever, and the store would never be above its reserve.
+    #[test]
+    fn a_file_system_that_keeps_no_room_aside_owes_none() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", root.path().join("ballast")).unwrap();
+        let ballast = Ballast::find(root.path());
+        ballast.keep(ballast.owed(8 << 20));
+        assert_eq!(ballast.owed(8 << 20), 0);
+        assert!(!ballast.give());
+    }
+
+    /// What the next write will meet, as far out as the log reaches; and nothing is left of the trial.
+    #[test]
+    fn a_trial_says_what_a_write_would_meet() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, probed) = (root.path().join("any.db"), root.path().join("probe"));
+        probe(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &probed).unwrap();
+        assert!(is_want_of_room(&probe(&file).unwrap_err()));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+
+        let written = root.path().join("written");
+        fs::write(&written, "").unwrap();
+        fs::write(beside(&file, "-wal"), [0; 5_000]).unwrap();
+        std::os::unix::fs::symlink(&written, &probed).unwrap();
+        probe(&file).unwrap();
+        assert_eq!(size_of(&written), 5_000 + 8_192);
+    }
+
+    #[test]
+    fn what_is_written_over_stays_what_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db-wal");
+        rewrite(&path).unwrap();
+        assert!(!path.exists());
+        let bytes: Vec<u8> = (0..5_u32 << 18).map(|number| (number / 1_000) as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        rewrite(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        // A disk that does not take it must not be relied on.
+        let full = root.path().join("full");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        assert!(is_want_of_room(&rewrite(&full).unwrap_err()));
+        assert!(rewrite(root.path()).is_err());
+    }
 }

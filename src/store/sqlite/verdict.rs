@@ -107,4 +107,43 @@ mod tests {
         check(ffi::SQLITE_FULL, &["below its reserve"]);
         check(ffi::SQLITE_IOERR_SHMSIZE, &["below its reserve"]);
     }
+
+    /// What SQLite says of the failure of a write, and of it, the operating system when it is asked again.
+    #[test]
+    fn a_failed_write_that_found_no_room_passes() {
+        let write = |prepare: &dyn Fn(&std::path::Path, &Health), sql: &str| {
+            let root = tempfile::tempdir().unwrap();
+            let health = Health::new(root.path().join("countersign.db"), Some(0), Ballast::find(root.path()));
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(sql).unwrap();
+            prepare(root.path(), &health);
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_WRITE), None);
+            judge(&error, &connection, &health).to_string()
+        };
+        let link = |to: &'static str| {
+            move |root: &std::path::Path, _: &Health| {
+                std::os::unix::fs::symlink(to, root.join("probe")).unwrap();
+            }
+        };
+        assert!(write(&link("/dev/full"), "").contains("below its reserve"));
+        // A moment later there may be room again.
+        assert!(write(&|_, health| health.note_full(), "").contains("below its reserve"));
+        let broken = write(&link("/"), "");
+        assert!(broken.contains("a failed write: ") && broken.contains("directory"), "{broken}");
+        // What has not been undone may have been written in part.
+        assert!(write(&link("/dev/full"), "BEGIN").contains("shut itself"));
+    }
+
+    #[test]
+    fn a_failure_in_a_transaction_that_goes_on_is_no_refusal() {
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_BUSY] {
+            let root = tempfile::tempdir().unwrap();
+            let health = Health::new(root.path().join("countersign.db"), Some(0), Ballast::find(root.path()));
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch("BEGIN").unwrap();
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            judge(&error, &connection, &health);
+            assert!(health.latched().is_some(), "{code}");
+        }
+    }
 }

@@ -236,20 +236,17 @@ impl Writer {
         let outcome = pragma("NOOP").and_then(|(all, pages)| {
             length = all;
             if pages < self.checkpoint_at {
-                return Ok(None);
+                return Ok(());
             }
+            let copied = pragma("PASSIVE");
             // Whether a reader is in the way or the disk is full: not again with every commit.
-            self.checkpoint_at = pages + CHECKPOINT_PAGES;
-            pragma("PASSIVE").map(|(_, left)| Some(left))
+            self.checkpoint_at = copied.as_ref().map_or(pages, |(_, left)| *left) + CHECKPOINT_PAGES;
+            copied.map(drop)
         });
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(left)) => self.checkpoint_at = left + CHECKPOINT_PAGES,
-            // Full and busy pass, and the log keeps what was not copied; anything else latches, which says so.
-            Err(error) => {
-                let error = verdict::judge(&error, &self.connection, &self.health);
-                tracing::debug!(%error, "log not copied");
-            }
+        // Full and busy pass, and the log keeps what was not copied; anything else latches, which says so.
+        if let Err(error) = outcome {
+            let error = verdict::judge(&error, &self.connection, &self.health);
+            tracing::debug!(%error, "log not copied");
         }
         if length >= self.restart_at {
             // A reader that stays costs a pause of the busy timeout: not again before it is so much longer.
@@ -520,5 +517,45 @@ pub(super) mod tests {
         });
         let most = 4_120 * (LOG_PAGES_MAX.unsigned_abs() + 1_000);
         assert!(longest < most, "{longest} bytes after 120 MB, at most {most}");
+    }
+
+    /// The room that is kept aside is the last there is: first the log gives what it can.
+    #[test]
+    fn room_is_made_by_the_log_first_and_then_of_what_is_kept_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let ballast = root.path().join("ballast");
+        std::fs::write(&ballast, vec![0; 400 << 10]).unwrap();
+        writer.health = Arc::new(Health::new(
+            root.path().join("countersign.db"),
+            Some(u64::MAX),
+            Ballast::find(root.path()),
+        ));
+        for expected in [(true, 400 << 10), (true, 144 << 10), (true, 0), (false, 0)] {
+            let made = writer.make_room();
+            assert_eq!((made, ballast.metadata().unwrap().len()), expected);
+        }
+    }
+
+    /// A log that somebody reads is not begun anew, and its room not there for the next commit.
+    #[test]
+    fn a_reader_that_stays_is_asked_for_the_log_only_now_and_then() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        writer.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
+        process(&mut writer, &[(SMALL, false)]);
+        let reader = schema::open_reader(&root.path().join("countersign.db")).unwrap();
+        reader.execute_batch("BEGIN; SELECT n FROM meter").unwrap();
+        assert!(!writer.restart_log());
+        writer.restart_at = 10;
+        process(&mut writer, &[(GROW, true)]);
+        let again = writer.restart_at - LOG_PAGES_MAX;
+        assert!((10..CHECKPOINT_PAGES).contains(&again), "{again} pages in the log");
+        reader.execute_batch("COMMIT").unwrap();
+        assert!(writer.restart_log());
+        writer.restart_at = 0;
+        writer.log_restarted = false;
+        process(&mut writer, &[(SMALL, false)]);
+        assert_eq!(writer.restart_at, LOG_PAGES_MAX);
     }
 }

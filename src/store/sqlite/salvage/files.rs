@@ -165,3 +165,59 @@ pub(super) fn complete(directory: &Path, path: &Path, connection: Connection) ->
     directory::sync(directory)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_remembered_until_it_is_mended() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(marked(root.path()), None);
+        unmark(root.path()).unwrap();
+        mark(root.path(), "a page that was met");
+        assert_eq!(marked(root.path()).as_deref(), Some("a page that was met"));
+        unmark(root.path()).unwrap();
+        assert_eq!(marked(root.path()), None);
+        // One that stays would have every start read the whole store.
+        fs::create_dir(root.path().join(DAMAGE)).unwrap();
+        assert!(unmark(root.path()).is_err());
+    }
+
+    #[test]
+    fn what_a_salvage_found_is_told_if_it_came_to_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(untold(root.path()).unwrap(), None);
+        let aside = aside(root.path()).unwrap();
+        let salvaged = Salvaged { deliveries: 3, damaged: aside.clone(), ..Salvaged::default() };
+        write_report(root.path(), &salvaged).unwrap();
+        assert_eq!(untold(root.path()).unwrap(), None, "nothing has been moved");
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join(DATABASE), "").unwrap();
+        assert_eq!(untold(root.path()).unwrap(), Some(salvaged.clone()));
+        // Told and not moved, it would be told again by each start, and nobody would know why.
+        fs::create_dir(aside.join(REPORT)).unwrap();
+        assert!(told(root.path(), &salvaged).is_err());
+        fs::remove_dir(aside.join(REPORT)).unwrap();
+        told(root.path(), &salvaged).unwrap();
+        assert_eq!(untold(root.path()).unwrap(), None);
+        assert!(aside.join(REPORT).exists());
+        told(root.path(), &salvaged).unwrap();
+        fs::create_dir(root.path().join(REPORT)).unwrap();
+        assert!(untold(root.path()).is_err());
+    }
+
+    /// The directory of an earlier salvage is never written over, also when one between has been removed.
+    #[test]
+    fn damaged_files_go_where_there_are_none() {
+        let root = tempfile::tempdir().unwrap();
+        for number in [1, 2, 3] {
+            let aside = aside(root.path()).unwrap();
+            assert_eq!(aside, root.path().join(format!("damaged-{number}")));
+            fs::create_dir(&aside).unwrap();
+            fs::write(aside.join(DATABASE), "").unwrap();
+        }
+        fs::remove_dir_all(root.path().join("damaged-2")).unwrap();
+        assert_eq!(aside(root.path()).unwrap(), root.path().join("damaged-2"));
+    }
+}

@@ -13,6 +13,9 @@ use super::super::directory::beside;
 
 const HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
+/// How a log begins: whether its checksums are of little-endian numbers or of big-endian ones.
+const MAGIC_LITTLE: u32 = 0x377f_0682;
+const MAGIC_BIG: u32 = 0x377f_0683;
 /// What the database is created with.
 pub(super) const PAGE_SIZE: usize = 4_096;
 
@@ -74,15 +77,19 @@ impl Log {
     }
 
     fn judge(file: File, length: usize, header: &[u8], shared: Option<&Shared>) -> io::Result<Self> {
-        let magic = number(&header[0..4]);
-        let big_endian = if magic & !1 == 0x377f_0682 { magic & 1 == 1 } else { cfg!(target_endian = "big") };
-        let page_size = match number(&header[8..12]) as usize {
+        let magic = word(header, 0);
+        let big_endian = match magic {
+            MAGIC_LITTLE => false,
+            MAGIC_BIG => true,
+            _ => cfg!(target_endian = "big"),
+        };
+        let page_size = match word(header, 8) as usize {
             size @ 512..=65_536 if size.is_power_of_two() => size,
             _ => PAGE_SIZE,
         };
         let mut computed = checksum(big_endian, (0, 0), &header[..24]);
-        let mut stored = (number(&header[24..28]), number(&header[28..32]));
-        let header_bad = computed != stored || magic & !1 != 0x377f_0682;
+        let mut stored = (word(header, 24), word(header, 28));
+        let header_bad = computed != stored || !matches!(magic, MAGIC_LITTLE | MAGIC_BIG);
         let mut salt: Option<[u8; 8]> = if header_bad { None } else { header[16..24].try_into().ok() };
 
         let mut frames: Vec<Frame> = Vec::new();
@@ -95,10 +102,10 @@ impl Log {
             let bytes = read_padded(&file, at as u64, frame_size)?;
             let sum =
                 |seed| checksum(big_endian, checksum(big_endian, seed, &bytes[..8]), &bytes[FRAME_HEADER..]);
-            let claimed = (number(&bytes[16..20]), number(&bytes[20..24]));
+            let claimed = (word(&bytes, 16), word(&bytes, 20));
             let by_stored = sum(stored);
             // Where only the checksum of the frame before is damaged, what was computed of it is right.
-            let by_computed = computed != stored && by_stored != claimed && sum(computed) == claimed;
+            let by_computed = by_stored != claimed && sum(computed) == claimed;
             let verified = by_stored == claimed || by_computed;
             let of_this = salt.is_some_and(|salt| bytes[8..16] == salt);
             let good = verified && (of_this || follows || salt.is_none());
@@ -114,7 +121,7 @@ impl Log {
             {
                 before.good = true;
             }
-            frames.push(Frame { page: number(&bytes[..4]), good, commit: number(&bytes[4..8]) != 0 });
+            frames.push(Frame { page: word(&bytes, 0), good, commit: word(&bytes, 4) != 0 });
             follows = good;
             (stored, computed) = (claimed, if verified { claimed } else { by_stored });
         }
@@ -123,7 +130,7 @@ impl Log {
         let whole = HEADER + frames.len() * frame_size;
         if length >= whole + FRAME_HEADER {
             let bytes = read_padded(&file, whole as u64, FRAME_HEADER)?;
-            frames.push(Frame { page: number(&bytes[..4]), good: false, commit: false });
+            frames.push(Frame { page: word(&bytes, 0), good: false, commit: false });
         }
 
         let shared = shared.filter(|shared| salt.is_none_or(|salt| salt == shared.salt));
@@ -169,7 +176,7 @@ fn committed(frames: &[Frame], promised: usize, header_bad: bool) -> usize {
     let Some(end) = commit(frames) else { return promised.min(frames.len()) };
     let before = commit(&frames[..end - 1]).unwrap_or(0);
     let torn = frames[before..end].iter().any(|frame| !frame.good) || (before == 0 && header_bad);
-    let end = if torn && promised < end { before } else { end };
+    let end = if torn { before } else { end };
     end.max(promised.min(frames.len()))
 }
 
@@ -219,8 +226,9 @@ pub(super) fn read_padded(file: &File, at: u64, length: usize) -> io::Result<Vec
     Ok(bytes)
 }
 
-fn number(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+/// The number of four bytes that stands at `at`.
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 fn checksum(big_endian: bool, (mut first, mut second): Sum, bytes: &[u8]) -> Sum {
@@ -336,8 +344,77 @@ mod tests {
             );
             let log = judged(true, "", cut);
             assert_eq!((log.frames.len(), log.missing), (promised, missing), "{length} {damaged:?}");
+            assert_eq!(log.empty, length < HEADER, "{length}");
             assert!(log.damage().is_some(), "{length} {damaged:?}");
         }
+    }
+
+    /// A data directory may have come from a machine whose numbers begin at the other end.
+    #[test]
+    fn a_log_of_another_byte_order_is_read() {
+        let turn = |bytes: &mut Vec<u8>| {
+            let store = |bytes: &mut [u8], sum: Sum| {
+                bytes[..4].copy_from_slice(&sum.0.to_be_bytes());
+                bytes[4..8].copy_from_slice(&sum.1.to_be_bytes());
+            };
+            let magic = word(bytes, 0);
+            assert_eq!(magic, if cfg!(target_endian = "big") { MAGIC_BIG } else { MAGIC_LITTLE });
+            bytes[3] ^= 1;
+            let big_endian = !cfg!(target_endian = "big");
+            let mut sum = checksum(big_endian, (0, 0), &bytes[..24]);
+            store(&mut bytes[24..32], sum);
+            for frame in bytes[HEADER..].chunks_exact_mut(FRAME) {
+                sum = checksum(big_endian, checksum(big_endian, sum, &frame[..8]), &frame[FRAME_HEADER..]);
+                store(&mut frame[16..24], sum);
+            }
+        };
+        let log = judged(false, "", turn);
+        assert_eq!((log.frames.len(), bad(&log), log.damage()), (PAGES.len(), vec![], None));
+    }
+
+    /// An index that is believed though a bit of it has flipped would promise frames that there never were.
+    #[test]
+    fn an_index_is_believed_only_if_it_is_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        let connection = schema::open_writer(&file).unwrap();
+        connection.execute_batch("CREATE TABLE x (b)").unwrap();
+        let path = root.path().join("copy");
+        let read = |changes: &[usize]| {
+            let mut bytes = std::fs::read(beside(&file, "-shm")).unwrap();
+            for at in changes {
+                bytes[*at] ^= 2;
+            }
+            std::fs::write(&path, bytes).unwrap();
+            Shared::read(&path).map(|shared| shared.frames)
+        };
+        let frames = read(&[]).unwrap();
+        assert!(frames > 0);
+        // It stands there twice, with a checksum; byte 12 says whether it has been made at all.
+        for changes in [&[16][..], &[64], &[16, 64], &[12, 60]] {
+            assert_eq!(read(changes), None, "{changes:?}");
+        }
+        assert_eq!(read(&[200]), Some(frames), "what stands behind is no part of it");
+        let mut bytes = std::fs::read(beside(&file, "-shm")).unwrap();
+        bytes[12] = 0;
+        let sum = checksum(cfg!(target_endian = "big"), (0, 0), &bytes[..40]);
+        bytes[40..44].copy_from_slice(&sum.0.to_ne_bytes());
+        bytes[44..48].copy_from_slice(&sum.1.to_ne_bytes());
+        bytes.copy_within(..48, 48);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(Shared::read(&path).is_none(), "it has not been made yet");
+    }
+
+    /// What cannot be read for another reason than a bad sector must not be taken for lost.
+    #[test]
+    fn a_log_that_cannot_be_read_is_no_empty_one() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        std::fs::create_dir(beside(&file, "-wal")).unwrap();
+        assert!(read_padded(&File::open(beside(&file, "-wal")).unwrap(), 0, 100).is_err());
+        std::fs::remove_dir(beside(&file, "-wal")).unwrap();
+        std::os::unix::fs::symlink(beside(&file, "-wal"), beside(&file, "-wal")).unwrap();
+        assert!(Log::read(&file).is_err());
     }
 
     /// A single bad sector had kept a store from being salvaged, for good.

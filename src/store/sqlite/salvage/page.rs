@@ -8,7 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::log::{Log, read_padded};
+use super::log::{Log, read_padded, word};
+pub(super) use super::record::Value;
+use super::record::{record, types, varint};
 
 /// A database file with its log.
 pub(super) struct Pages {
@@ -16,7 +18,6 @@ pub(super) struct Pages {
     pub(super) size: usize,
     /// In the file and the log together.
     pub(super) count: u32,
-    in_file: u32,
     pub(super) log: Log,
     /// Where to find pages that are in the log.
     latest: HashMap<u32, Place>,
@@ -35,15 +36,6 @@ pub(super) const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 /// How new a page is: what stands on a newer one has happened later.
 pub(super) const NEWEST: i64 = i64::MAX;
 
-/// A value of a row.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
-    Null,
-    Integer(i64),
-    Text(String),
-    Blob(Vec<u8>),
-}
-
 impl Pages {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let log = Log::read(path)?;
@@ -54,7 +46,7 @@ impl Pages {
         }?;
         let mut header = [0; 100];
         let in_database = match file.read_exact_at(&mut header, 0) {
-            Ok(()) => usize::from(header[16]) << 8 | usize::from(header[17]),
+            Ok(()) => usize::from(half(&header, 16)),
             Err(_) => 0,
         };
         let size = match in_database {
@@ -67,19 +59,14 @@ impl Pages {
         // Another page size in the log than in the database is the header's damage, and nothing could be read.
         let frames = if size == log.page_size { log.frames.as_slice() } else { &[] };
         for (index, frame) in frames.iter().enumerate() {
-            let copied = index < log.copied;
-            let place = if frame.good {
-                Place { frame: Some(index), rank: NEWEST }
-            } else {
-                let older = latest.get(&frame.page).copied();
-                let in_database = Place { frame: None, rank: i64::try_from(log.copied).unwrap_or(0) };
-                match older {
-                    _ if copied => Place { frame: None, rank: NEWEST },
-                    Some(Place { frame: Some(older), .. }) if older >= log.copied => {
-                        Place { frame: Some(older), rank: i64::try_from(older).unwrap_or(0) }
-                    }
-                    _ => in_database,
+            let place = match latest.get(&frame.page) {
+                _ if frame.good => Place { frame: Some(index), rank: NEWEST },
+                _ if index < log.copied => Place { frame: None, rank: NEWEST },
+                // Also of those that count as copied: SQLite leaves out what the log has a newer one of.
+                Some(Place { frame: Some(older), .. }) => {
+                    Place { frame: Some(*older), rank: i64::try_from(*older).unwrap_or(0) }
                 }
+                _ => Place { frame: None, rank: i64::try_from(log.copied).unwrap_or(0) },
             };
             latest.insert(frame.page, place);
         }
@@ -87,7 +74,7 @@ impl Pages {
         let bound =
             in_file.saturating_add(u32::try_from(frames.len()).unwrap_or(u32::MAX)).saturating_add(1_000);
         let in_log = latest.keys().copied().filter(|page| *page <= bound).max().unwrap_or(0);
-        Ok(Self { file, size, count: in_file.max(in_log), in_file, log, latest })
+        Ok(Self { file, size, count: in_file.max(in_log), log, latest })
     }
 
     /// The newest there is of a page, and how new it is. What is cut off is zero.
@@ -96,12 +83,7 @@ impl Pages {
         if let Some(frame) = place.frame {
             return Ok((self.log.page(frame)?, place.rank));
         }
-        let in_file = page >= 1 && page <= self.in_file;
-        let bytes = if in_file {
-            read_padded(&self.file, u64::from(page - 1) * self.size as u64, self.size)?
-        } else {
-            vec![0; self.size]
-        };
+        let bytes = read_padded(&self.file, u64::from(page - 1) * self.size as u64, self.size)?;
         Ok((bytes, place.rank))
     }
 
@@ -149,16 +131,12 @@ impl Pages {
     /// columns are at least so many, of which the first is `first`.
     pub(super) fn search(&self, page: &[u8], columns: usize, first: u8) -> Vec<Vec<Value>> {
         let mut rows = Vec::new();
-        for (head, pair) in page.windows(2).enumerate() {
-            // A head says its own length, and then the type of each column.
-            if pair[1] != first || usize::from(pair[0]) <= columns || pair[0] >= 0x80 {
-                continue;
-            }
+        // A head says its own length, and then the type of each column.
+        for (head, _) in page.windows(2).enumerate().filter(|(_, pair)| pair[1] == first) {
             // In front of it stand the row's length and its number.
             let starts = (2..=18.min(head)).map(|back| head - back).filter(|start| {
-                let length = varint(page, *start).map_or(0, |(_, size)| size);
-                length > 0
-                    && varint(page, start + length).is_some_and(|(_, size)| start + length + size == head)
+                let number = varint(page, *start).map(|(_, size)| start + size);
+                number.and_then(|at| Some(at + varint(page, at)?.1)) == Some(head)
             });
             let found = starts.filter_map(|start| self.row(page, start, Kind::TableLeaf));
             rows.extend(found.filter(|row| row.len() >= columns));
@@ -230,73 +208,7 @@ impl Kind {
 }
 
 fn half(bytes: &[u8], at: usize) -> u16 {
-    u16::from(bytes[at]) << 8 | u16::from(bytes[at + 1])
-}
-
-pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from(half(bytes, at)) << 16 | u32::from(half(bytes, at + 2))
-}
-
-/// A number, and how many bytes it takes.
-fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
-    let mut number = 0_u64;
-    for index in 0..9 {
-        let byte = *bytes.get(at + index)?;
-        if index == 8 {
-            return Some((number << 8 | u64::from(byte), 9));
-        }
-        number = number << 7 | u64::from(byte & 0x7f);
-        if byte < 0x80 {
-            return Some((number, index + 1));
-        }
-    }
-    None
-}
-
-/// The types of a record's columns, and where the first begins.
-fn types(payload: &[u8]) -> Option<(Vec<u64>, usize)> {
-    let (end, mut at) = varint(payload, 0)?;
-    let end = usize::try_from(end).ok().filter(|end| *end >= at && *end <= payload.len() && *end < 100)?;
-    let mut types = Vec::new();
-    while at < end {
-        let (kind, size) = varint(payload, at)?;
-        types.push(kind);
-        at += size;
-    }
-    (at == end).then_some((types, end))
-}
-
-fn record(payload: &[u8]) -> Option<Vec<Value>> {
-    let (types, mut at) = types(payload)?;
-    let mut values = Vec::with_capacity(types.len());
-    for kind in types {
-        let length = match kind {
-            0 | 8 | 9 => 0,
-            1..=4 => usize::try_from(kind).ok()?,
-            5 => 6,
-            6 | 7 => 8,
-            10 | 11 => return None,
-            _ => usize::try_from((kind - 12) / 2).ok()?,
-        };
-        let bytes = payload.get(at..at.checked_add(length)?)?;
-        at += length;
-        values.push(match kind {
-            0 => Value::Null,
-            1..=6 => Value::Integer(signed(bytes)),
-            8 => Value::Integer(0),
-            9 => Value::Integer(1),
-            // No column of ours holds a fraction.
-            7 => return None,
-            _ if kind % 2 == 0 => Value::Blob(bytes.to_vec()),
-            _ => Value::Text(String::from_utf8(bytes.to_vec()).ok()?),
-        });
-    }
-    (at == payload.len()).then_some(values)
-}
-
-fn signed(bytes: &[u8]) -> i64 {
-    let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
-    bytes.iter().fold(if negative { -1 } else { 0 }, |number, byte| number << 8 | i64::from(*byte))
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
 #[cfg(test)]
@@ -359,9 +271,9 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// What there is of a page that each of three commits in the log wrote anew, when these frames of it are damaged: the
-    /// text on it, and how new that is.
-    fn newest(copied: bool, damaged: &[usize]) -> (Option<&'static str>, i64) {
+    /// What there is of a page that each of three commits in the log wrote anew, so many of which have been copied, when
+    /// these frames of it are damaged: the text on it, and how new that is.
+    fn newest(copied: usize, damaged: &[usize]) -> (Option<&'static str>, i64) {
         const FRAME: usize = 24 + PAGE_SIZE;
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("countersign.db");
@@ -371,10 +283,15 @@ mod tests {
                 "CREATE TABLE x (t); INSERT INTO x VALUES ('none'); PRAGMA wal_checkpoint(TRUNCATE)",
             )
             .unwrap();
-        for sql in ["UPDATE x SET t = 'old'", "UPDATE x SET t = 'mid'", "UPDATE x SET t = 'new'"] {
-            connection.execute_batch(sql).unwrap();
+        // Who still reads a commit keeps those behind it from being copied.
+        let reader = schema::open_reader(&path).unwrap();
+        for (done, text) in (1..).zip(["old", "mid", "new"]) {
+            connection.execute("UPDATE x SET t = ?1", [text]).unwrap();
+            if done == copied {
+                reader.execute_batch("BEGIN; SELECT * FROM x").unwrap();
+            }
         }
-        if copied {
+        if copied > 0 {
             connection.execute_batch("PRAGMA wal_checkpoint").unwrap();
         }
         let copy = root.path().join("copy.db");
@@ -396,21 +313,193 @@ mod tests {
 
     #[test]
     fn in_place_of_a_damaged_page_stands_what_was_there_before_it() {
-        assert_eq!(newest(false, &[]), (Some("new"), NEWEST));
-        assert_eq!(newest(false, &[0, 1]), (Some("new"), NEWEST));
-        assert_eq!(newest(false, &[2]), (Some("mid"), 1));
-        assert_eq!(newest(false, &[1, 2]), (Some("old"), 0));
-        assert_eq!(newest(false, &[0, 1, 2]), (Some("none"), 0));
+        assert_eq!(newest(0, &[]), (Some("new"), NEWEST));
+        assert_eq!(newest(0, &[0, 1]), (Some("new"), NEWEST));
+        assert_eq!(newest(0, &[2]), (Some("mid"), 1));
+        assert_eq!(newest(0, &[1, 2]), (Some("old"), 0));
+        assert_eq!(newest(0, &[0, 1, 2]), (Some("none"), 0));
         // What had been copied is in the database.
         for damaged in [&[][..], &[2], &[1, 2], &[0, 1, 2]] {
-            assert_eq!(newest(true, damaged), (Some("new"), NEWEST));
+            assert_eq!(newest(3, damaged), (Some("new"), NEWEST));
         }
+    }
+
+    /// While somebody reads, SQLite counts as copied what it left out, because the log has a newer one of the page: where
+    /// that was damaged, the page had been taken for what it was before all of them.
+    #[test]
+    fn what_counts_as_copied_may_be_in_the_log_only() {
+        assert_eq!(newest(1, &[]), (Some("new"), NEWEST));
+        assert_eq!(newest(1, &[2]), (Some("mid"), 1));
+        assert_eq!(newest(1, &[1, 2]), (Some("old"), 0));
     }
 
     #[test]
     fn a_file_that_is_missing_has_no_pages() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(Pages::open(&root.path().join("none.db")).unwrap().count, 0);
+        // One that cannot be opened is not missing.
+        let path = root.path().join("any.db");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(Pages::open(&path).is_err());
+    }
+
+    /// A store that has grown since the log was copied has pages that no file but the log has.
+    #[test]
+    fn pages_that_only_the_log_has_are_counted() {
+        for page_size in [PAGE_SIZE, 1_024] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("any.db");
+            let connection = Connection::open(&path).unwrap();
+            connection.pragma_update(None, "page_size", page_size as u32).unwrap();
+            connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+            connection.execute_batch("CREATE TABLE x (b); PRAGMA wal_checkpoint").unwrap();
+            connection.execute_batch("INSERT INTO x VALUES (zeroblob(20000))").unwrap();
+            let count: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+            let (file, copy) = (std::fs::read(&path).unwrap(), root.path().join("copy.db"));
+            let mut log = std::fs::read(beside(&path, "-wal")).unwrap();
+            let opened = |file: &[u8], log: &[u8]| {
+                std::fs::write(&copy, file).unwrap();
+                std::fs::write(beside(&copy, "-wal"), log).unwrap();
+                Pages::open(&copy).unwrap()
+            };
+            let pages = opened(&file, &log);
+            assert_eq!((pages.count, pages.size), (count, page_size));
+            let in_file = u32::try_from(file.len() / page_size).unwrap();
+            assert!(in_file < count);
+            let wide = |page| pages.rows(page, &pages.read(page).unwrap().0);
+            let row: Vec<_> = (2..=count).flat_map(wide).collect();
+            assert_eq!(row, [[Value::Blob(vec![0; 20_000])]]);
+
+            // A page size that cannot be is not believed where the log has another.
+            let mut damaged = file.clone();
+            damaged[16..18].copy_from_slice(&[16, 8]);
+            assert_eq!(opened(&damaged, &log).size, page_size);
+            // A damaged page number must not make the store look endless.
+            let last = log.len() - 24 - page_size;
+            log[last] = 0x7f;
+            assert!(opened(&file, &log).count <= count);
+        }
+    }
+
+    /// A store that has never had a delivery is not told to have lost any.
+    #[test]
+    fn a_store_with_nothing_in_it_is_told_from_one_that_has_been_wiped() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db");
+        let connection = schema::create(&path).unwrap();
+        let is_empty = || Pages::open(&path).unwrap().is_empty().unwrap();
+        assert!(is_empty());
+        let bytes = std::fs::read(&path).unwrap();
+        connection.execute_batch("CREATE TABLE x (n)").unwrap();
+        assert!(is_empty());
+        connection.execute_batch("INSERT INTO x VALUES (1)").unwrap();
+        assert!(!is_empty());
+        // The last page of it, or all but the first.
+        for from in [bytes.len() - PAGE_SIZE, PAGE_SIZE] {
+            let mut wiped = bytes.clone();
+            wiped[from..].fill(0);
+            std::fs::write(&path, wiped).unwrap();
+            assert!(!is_empty());
+        }
+        std::fs::write(&path, &bytes[..PAGE_SIZE]).unwrap();
+        assert!(!is_empty());
+    }
+
+    #[test]
+    fn small_rows_are_found_however_many_a_page_has() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("any.db");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE x (n);
+                 WITH RECURSIVE i(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM i WHERE i < 401)
+                 INSERT INTO x SELECT i FROM i",
+            )
+            .unwrap();
+        let pages = Pages::open(&path).unwrap();
+        let page = pages.read(2).unwrap().0;
+        assert_eq!(pages.rows(2, &page).len(), 400);
+    }
+
+    /// Pages of 512 bytes, the first of which is a header.
+    fn pages_of(root: &tempfile::TempDir, others: &[[u8; 512]]) -> Pages {
+        let mut first = [0; 512];
+        first[..16].copy_from_slice(&MAGIC);
+        first[16..18].copy_from_slice(&[2, 0]);
+        let path = root.path().join("any.db");
+        std::fs::write(&path, [&[first][..], others].concat().concat()).unwrap();
+        Pages::open(&path).unwrap()
+    }
+
+    #[test]
+    fn a_row_that_goes_on_where_it_cannot_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        // What a row of this length and head comes to, which goes on there, and the second and third page there.
+        let follow = |length: usize, cell: &[u8], next: [u32; 3]| {
+            let mut others = [[7; 512]; 2];
+            others[0][..4].copy_from_slice(&next[1].to_be_bytes());
+            others[1][..4].copy_from_slice(&next[2].to_be_bytes());
+            let pages = pages_of(&root, &others);
+            let mut leaf = [0; 512];
+            leaf[..cell.len()].copy_from_slice(cell);
+            let (_, size) = varint(cell, 0).unwrap();
+            let end = size + 1 + pages.local(length, Kind::TableLeaf);
+            leaf[end..end + 4].copy_from_slice(&next[0].to_be_bytes());
+            pages.row(&leaf, 0, Kind::TableLeaf).map(|row| row.len())
+        };
+        // A blob of 1,000 bytes takes two pages beside its own.
+        let cell = [0x87, 0x6b, 1, 3, 0x8f, 0x5c];
+        assert_eq!(follow(1_003, &cell, [2, 3, 0]), Some(1));
+        assert_eq!(follow(1_003, &cell, [3, 0, 2]), Some(1));
+        for next in [[0, 3, 0], [1, 3, 0], [4, 3, 0], [2, 0, 0], [2, 1, 0], [2, 4, 0]] {
+            assert_eq!(follow(1_003, &cell, next), None, "{next:?}");
+        }
+        // One of a MiB is more than there is, and only a circle would hold it.
+        let cell = [0xc0, 0x80, 0x05, 1, 5, 0x81, 0x80, 0x80, 0x0c];
+        assert_eq!(follow(1_048_581, &cell, [2, 2, 0]), None);
+    }
+
+    /// A delivery whose page was emptied stands there still, and no page knows of it.
+    #[test]
+    fn rows_are_found_wherever_they_stand_on_a_page() {
+        let root = tempfile::tempdir().unwrap();
+        let pages = pages_of(&root, &[[0; 512]]);
+        // A blob of 16 bytes, and columns that take no room.
+        let row = |columns: u8| {
+            let types = vec![8; usize::from(columns) - 1];
+            let row = [&[columns + 1, 44][..], &types, &[5; 16]].concat();
+            (u8::try_from(row.len()).unwrap(), row)
+        };
+        let (length, sixteen) = row(16);
+        // Its length and its number, each of one byte or more.
+        for (number, at) in [(vec![9], 0), (vec![9], 300), (vec![0x81, 0x00], 1), (vec![0xff; 9], 20)] {
+            for length in [vec![length], vec![0x80, length], [&[0x80; 8][..], &[length]].concat()] {
+                let cell = [&length[..], &number, &sixteen].concat();
+                let mut page = [0xff; 512];
+                page[at..at + cell.len()].copy_from_slice(&cell);
+                let found = pages.search(&page, 16, 44);
+                assert!(!found.is_empty(), "{number:?} {length:?}");
+                for row in found {
+                    assert_eq!((row.len(), &row[0]), (16, &Value::Blob(vec![5; 16])));
+                }
+            }
+        }
+        // One that ends with its page is found, and one that would go on behind it is not.
+        let cell = [&[length, 9][..], &sixteen].concat();
+        for (at, expected) in [(512 - cell.len(), 1), (513 - cell.len(), 0)] {
+            let mut page = [0; 512];
+            page[at..].copy_from_slice(&cell[..512 - at]);
+            assert_eq!(pages.search(&page, 16, 44).len(), expected);
+        }
+        // More columns are an operator's; with fewer, or another first one, it is no such row.
+        for (columns, first, expected) in [(17, 44, 1), (15, 44, 0), (16, 43, 0)] {
+            let (length, row) = row(columns);
+            let mut page = [0; 512];
+            page[100..102].copy_from_slice(&[length, 9]);
+            page[102..102 + row.len()].copy_from_slice(&row);
+            assert_eq!(pages.search(&page, 16, first).len(), expected, "{columns} {first}");
+        }
     }
 
     #[test]
@@ -441,6 +530,10 @@ mod tests {
         let free = Pages::open(&path).unwrap().free().unwrap();
         assert!(free.contains(&u32::try_from(trunk).unwrap()));
         assert!(free.len() < listed && free.iter().all(|page| *page as usize <= listed + 2));
+        // The first page is always in use.
+        bytes[at + 8..at + 12].copy_from_slice(&[0, 0, 0, 1]);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!Pages::open(&path).unwrap().free().unwrap().contains(&1));
         bytes[32..36].copy_from_slice(&[0, 0, 0, 1]);
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(Pages::open(&path).unwrap().free().unwrap(), HashSet::new());
