@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::Instant;
 
 use crate::causes;
-use crate::rate::Limiter;
+use crate::rate::{Limiter, Sampler};
 use crate::units::Rate;
 use crate::verify::{Published, Verifier};
 
@@ -93,6 +93,8 @@ pub(super) struct KeyCache {
     /// By source and URL: what a document is read as is the scheme's to say.
     kept: moka::future::Cache<(Arc<str>, String), Kept>,
     limiter: Mutex<Limiter>,
+    /// Strangers can have keys asked for, and must not fill the log.
+    failures: Mutex<Sampler>,
     origin: Instant,
 }
 
@@ -106,10 +108,11 @@ impl KeyCache {
     pub(super) fn new(fetch: Arc<dyn Fetch>) -> Self {
         let kept = moka::future::Cache::builder().max_capacity(KEPT_MAX).time_to_live(KEPT_FOR).build();
         let limiter = Mutex::new(Limiter::new(FETCHES, FETCHES_AT_ONCE));
-        Self { fetch, kept, limiter, origin: Instant::now() }
+        Self { fetch, kept, limiter, failures: Mutex::default(), origin: Instant::now() }
     }
 
-    /// The keys at `url`, as the scheme of `verifier` reads them. Of several that ask for new ones at once one fetches.
+    /// The keys at `url`, as the scheme of `verifier` reads them. Of several that ask at once for what is not known one
+    /// fetches.
     pub(super) async fn get(
         &self,
         source: &Arc<str>,
@@ -130,13 +133,21 @@ impl KeyCache {
                     Ok(fresh.keys)
                 }
                 Err(error) => {
-                    tracing::warn!(%source, %error, "the sender's keys cannot be renewed");
+                    self.tell(source, &error);
                     Ok(kept.keys)
                 }
             };
         }
         let fetch = self.fetch_once(verifier, &place.1);
-        self.kept.try_get_with(place.clone(), fetch).await.map(|kept| kept.keys)
+        let fetched = self.kept.try_get_with(place.clone(), fetch).await;
+        fetched.map(|kept| kept.keys).inspect_err(|error| self.tell(source, error))
+    }
+
+    fn tell(&self, source: &str, error: &FetchError) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unlogged) = failures.note(self.origin.elapsed()) {
+            tracing::warn!(source, %error, unlogged, "the sender's keys cannot be had");
+        }
     }
 
     async fn fetch_once(&self, verifier: &Verifier, url: &str) -> Result<Kept, FetchError> {
