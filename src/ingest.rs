@@ -237,10 +237,10 @@ impl Ingest {
     async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<&'static str, Rejection> {
         let source = &entry.source;
         let published = match source.verifier.keys_url(&received)? {
-            Some(url) => Some(self.keys.get(&source.name, &source.verifier, url).await.map_err(|error| {
-                tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
-                Rejection::KeysMissing
-            })?),
+            Some(url) => {
+                let keys = self.keys.get(&source.name, &source.verifier, url).await;
+                Some(keys.map_err(|_told| Rejection::KeysMissing)?)
+            }
             None => None,
         };
         let verified = Arc::new(verify(source, received, published).await?);

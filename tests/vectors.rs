@@ -96,7 +96,7 @@ fn published_and_foreign_signatures_are_judged_as_expected() {
             assert!(delivery.verification.verified, "{provider}: {name}");
         }
     }
-    assert_eq!(fetched, HashSet::from(["aws-sns", "google-pubsub"]));
+    assert_eq!(fetched, HashSet::from(["aws-sns", "google-pubsub", "paypal"]));
     for preset in presets() {
         assert!(seen.contains(&(&*preset.name, true)), "nothing to accept for {}", preset.name);
         assert!(seen.contains(&(&*preset.name, false)), "nothing to refuse for {}", preset.name);

@@ -57,6 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
                     let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                     say(&format!("{key:<18} {value}"));
                 }
+                say(&format!("\n{}", preset.definition()));
             }
         }
     }

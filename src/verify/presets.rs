@@ -36,11 +36,23 @@ pub struct Preset {
     pub confirmed: bool,
 }
 
+impl Preset {
+    /// The preset as it is written in the file, with what the file remarks about it: a table that `[source.scheme]` could
+    /// begin with.
+    pub fn definition(&self) -> &'static str {
+        let header = format!("[{}]", self.name);
+        let is_own = |block: &&str| block.lines().any(|line| line == header);
+        FILE.split("\n\n").find(is_own).unwrap_or_default().trim_end()
+    }
+}
+
+const FILE: &str = include_str!("presets.toml");
+
 /// All presets, sorted by name.
 pub fn presets() -> &'static [Preset] {
     static PRESETS: LazyLock<Vec<Preset>> = LazyLock::new(|| {
         let problems = Problems::default();
-        let mut presets = read_document(include_str!("presets.toml"), &problems, |table| read_all(&table));
+        let mut presets = read_document(FILE, &problems, |table| read_all(&table));
         presets.sort_by(|a, b| a.name.cmp(&b.name));
         // The file is part of the program, and any test that uses a preset comes by here.
         assert!(!problems.has_errors(), "presets.toml: {:?}", problems.into_sorted());
@@ -94,13 +106,12 @@ mod tests {
         assert!(presets().len() > 110, "{}", presets().len());
         assert!(presets().iter().all(|known| preset(&known.name).is_some()));
         assert!(preset("Stripe").is_none());
-        let names: Vec<_> = include_str!("presets.toml")
-            .lines()
-            .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'))
-            .collect();
+        let names: Vec<_> =
+            FILE.lines().filter_map(|line| line.strip_prefix('[')?.strip_suffix(']')).collect();
         assert!(names.is_sorted(), "the file is in the order of the names");
         for preset in presets() {
             assert!(preset.docs.is_some() || &*preset.name == "hostwares", "{}", preset.name);
+            assert!(preset.definition().contains("\nauth = "), "{}", preset.name);
         }
     }
 

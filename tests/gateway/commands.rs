@@ -98,7 +98,7 @@ fn the_demo_delivers_everything_that_it_accepted() {
 #[test]
 fn providers_are_listed() {
     check(&["providers"], 0, &["standard-webhooks", "hostwares", "ownstak"]);
-    check(&["providers", "github"], 0, &["https://docs.github.com"]);
+    check(&["providers", "github"], 0, &["https://docs.github.com", "[github]\n", "signed = \"{body}\""]);
     check(&["providers", "githbu"], 1, &["no provider `githbu`"]);
     let listed = check(&["providers", "--json"], 0, &[]);
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
