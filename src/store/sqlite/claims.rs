@@ -78,7 +78,7 @@ impl Claims {
         let indexed = claims.runs.last().copied().unwrap_or(0);
         claims.next = indexed + 1;
         let mut select =
-            connection.prepare("SELECT rowid, key, guard FROM claim WHERE rowid > ?1 ORDER BY rowid")?;
+            connection.prepare("SELECT row, key, guard FROM claim WHERE row > ?1 ORDER BY row")?;
         let mut rows = select.query([indexed])?;
         while let Some(row) = rows.next()? {
             let at: i64 = row.get(0)?;
@@ -134,7 +134,7 @@ impl Claims {
             return Ok(());
         }
         let mut insert = connection.prepare_cached(
-            "INSERT INTO claim (rowid, key, delivery, body_digest, expires_at, guard) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO claim (row, key, delivery, body_digest, expires_at, guard) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         let row = self.next;
         self.next += 1;
@@ -198,8 +198,8 @@ impl Claims {
 
     /// Runs of which no claim is left.
     fn emptied(&self, connection: &Connection) -> rusqlite::Result<Vec<i64>> {
-        let mut held = connection
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM claim WHERE rowid > ?1 AND rowid <= ?2)")?;
+        let mut held =
+            connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM claim WHERE row > ?1 AND row <= ?2)")?;
         let mut gone = Vec::new();
         let mut before = i64::MIN;
         for run in &self.runs {
@@ -254,7 +254,7 @@ impl Hasher for AsItIs {
 /// The claim in this row, when it is one on `key` that holds at `now`.
 fn claim_at(connection: &Connection, row: i64, key: Key, now: Timestamp) -> rusqlite::Result<Option<Claim>> {
     let mut select = connection.prepare_cached(
-        "SELECT delivery, body_digest FROM claim WHERE rowid = ?1 AND (key = ?2 OR guard = ?2) AND expires_at > ?3",
+        "SELECT delivery, body_digest FROM claim WHERE row = ?1 AND (key = ?2 OR guard = ?2) AND expires_at > ?3",
     )?;
     select
         .query_row(params![row, key.as_bytes(), now.as_millisecond()], |row| {
@@ -268,8 +268,7 @@ pub(super) fn contradiction(connection: &Connection) -> rusqlite::Result<Option<
     let mut runs = connection.prepare("SELECT DISTINCT run FROM claim_run ORDER BY run")?;
     let runs = runs.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
     let mut chunks = connection.prepare("SELECT chunk, keys FROM claim_run WHERE run = ?1")?;
-    let mut claims =
-        connection.prepare("SELECT rowid, key, guard FROM claim WHERE rowid > ?1 AND rowid <= ?2")?;
+    let mut claims = connection.prepare("SELECT row, key, guard FROM claim WHERE row > ?1 AND row <= ?2")?;
     let mut before = i64::MIN;
     for run in runs {
         let mut listed = HashSet::new();
@@ -408,6 +407,24 @@ mod tests {
         }
     }
 
+    /// An operator's VACUUM gives the rows of a table new numbers, unless they are a column.
+    #[test]
+    fn a_store_that_was_compacted_finds_its_claims() {
+        let root = tempfile::tempdir().unwrap();
+        let (connection, mut claims) = open(&root);
+        (0..30).for_each(|number| add(&mut claims, &connection, number, i64::try_from(number).unwrap()));
+        claims.run_at = 1;
+        claims.tend(&connection).unwrap();
+        connection.execute("DELETE FROM claim WHERE expires_at < 9", []).unwrap();
+        drop(connection);
+        Connection::open(root.path().join("countersign.db")).unwrap().execute_batch("VACUUM").unwrap();
+        let (connection, claims) = open(&root);
+        assert_eq!((contradiction(&connection).unwrap(), runs(&connection)), (None, 1));
+        for number in 0..30 {
+            assert_eq!(holds(&claims, &connection, number, 0), number >= 9, "{number}");
+        }
+    }
+
     /// What format 1 or a salvage left is as much as a store has.
     #[test]
     fn runs_are_made_at_the_start_of_as_many_claims_as_there_are() {
@@ -415,7 +432,7 @@ mod tests {
         let (connection, _) = open(&root);
         let count = RUN_KEYS as u64 + 5;
         let transaction = connection.unchecked_transaction().unwrap();
-        let mut insert = transaction.prepare("INSERT INTO claim VALUES (?1, ?2, ?3, 9, NULL)").unwrap();
+        let mut insert = transaction.prepare("INSERT INTO claim VALUES (NULL, ?1, ?2, ?3, 9, NULL)").unwrap();
         for number in 0..count {
             let claim = claim(number);
             insert
@@ -435,8 +452,8 @@ mod tests {
     #[test]
     fn a_key_that_leads_astray_is_a_contradiction() {
         for damage in [
-            "UPDATE claim SET key = zeroblob(32) WHERE rowid = 3",
-            "UPDATE claim SET guard = zeroblob(32) WHERE rowid = 3",
+            "UPDATE claim SET key = zeroblob(32) WHERE row = 3",
+            "UPDATE claim SET guard = zeroblob(32) WHERE row = 3",
             "DELETE FROM claim_run WHERE chunk < 256",
             "UPDATE claim_run SET keys = zeroblob(length(keys))",
             "UPDATE claim_run SET chunk = -chunk - 1",

@@ -3,13 +3,14 @@
 DROP INDEX claim_expiry;
 ALTER TABLE claim RENAME TO claim_1;
 CREATE TABLE claim (
+    row         INTEGER PRIMARY KEY, -- in the order of arrival; VACUUM keeps it since it is a column
     key         BLOB, -- of the delivery id; from format 1 also that of a replay guard
     delivery    BLOB NOT NULL,
     body_digest BLOB NOT NULL, -- tells a repetition from a conflict
     expires_at  INTEGER NOT NULL,
     guard       BLOB  -- the key of the replay guard
 ) STRICT;
-INSERT INTO claim SELECT key, delivery, body_digest, expires_at, NULL FROM claim_1 ORDER BY expires_at;
+INSERT INTO claim SELECT NULL, key, delivery, body_digest, expires_at, NULL FROM claim_1 ORDER BY expires_at;
 DROP TABLE claim_1;
 CREATE INDEX claim_expiry ON claim (expires_at);
 

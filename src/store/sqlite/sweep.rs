@@ -134,7 +134,7 @@ fn unrouted(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64>
 
 fn claims(transaction: &Transaction<'_>, before: i64) -> rusqlite::Result<u64> {
     let mut delete = transaction.prepare_cached(
-        "DELETE FROM claim WHERE rowid IN (SELECT rowid FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
+        "DELETE FROM claim WHERE row IN (SELECT row FROM claim WHERE expires_at <= ?1 LIMIT ?2)",
     )?;
     Ok(delete.execute([before, ROWS_MAX])? as u64)
 }

@@ -105,19 +105,13 @@ impl<'c> Staging<'c> {
                     params![id, destination, settled_at, rank],
                 )
             }
-            [id_key @ (Blob(_) | Null), Blob(id), Blob(digest), Integer(expires_at), others @ ..]
-                if id.len() == 16 && digest.len() == 32 =>
-            {
-                // In format 1 a guard had a row of its own.
-                for key in [Some(id_key), others.first()].into_iter().flatten() {
-                    if matches!(key, Blob(bytes) if bytes.len() == 32) {
-                        self.insert(
-                            "INSERT INTO found_claim VALUES (?1, ?2, ?3, ?4, ?5)",
-                            params![key, id, digest, expires_at, rank],
-                        )?;
-                    }
-                }
-                Ok(())
+            // In format 1 a guard had a row of its own.
+            [key @ Blob(_), Blob(id), Blob(digest), Integer(until), ..] => {
+                self.take_claim(key, id, digest, *until, rank)
+            }
+            [Null, key, Blob(id), Blob(digest), Integer(until), guard, ..] => {
+                self.take_claim(key, id, digest, *until, rank)?;
+                self.take_claim(guard, id, digest, *until, rank)
             }
             [
                 Blob(id),
@@ -138,6 +132,24 @@ impl<'c> Staging<'c> {
             }
             // An entry of an index that leads to a delivery or to its attempts.
             [Blob(id), Integer(_)] if id.len() == 16 => self.know(id, rank),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the claim on a key, if it is one.
+    fn take_claim(
+        &self,
+        key: &Value,
+        id: &[u8],
+        digest: &[u8],
+        until: i64,
+        rank: i64,
+    ) -> rusqlite::Result<()> {
+        match key {
+            Value::Blob(key) if (key.len(), id.len(), digest.len()) == (32, 16, 32) => self.insert(
+                "INSERT INTO found_claim VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![key, id, digest, until, rank],
+            ),
             _ => Ok(()),
         }
     }
@@ -401,6 +413,18 @@ mod tests {
         for (key, id, digest) in [(31, 16, 32), (32, 15, 32), (32, 16, 31)] {
             check(&claim(key, id, digest), None, false);
         }
+        // Format 2: the row's number, the id's key, and behind the rest the guard's.
+        let claim = |key, id, digest, guard| [Null, key, blob(id), blob(digest), Integer(5), guard];
+        check(&claim(blob(32), 16, 32, Null), Some("found_claim"), false);
+        check(&claim(Null, 16, 32, blob(32)), Some("found_claim"), false);
+        for row in [
+            claim(Null, 16, 32, Null),
+            claim(blob(31), 16, 32, Null),
+            claim(blob(32), 15, 32, Null),
+            claim(blob(32), 16, 31, Null),
+        ] {
+            check(&row, None, false);
+        }
 
         let attempt = |id, status| {
             [blob(id), text("a"), Integer(1), Integer(5), Integer(5), text("x"), status, text("")]
@@ -435,7 +459,7 @@ mod tests {
         let staging = Staging::new(&connection).unwrap();
         let sql = "INSERT INTO forward VALUES (x'01', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL),
                 (x'02', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL), (x'03', 'a', 'dead', 5, 1, 5, 0, 5, NULL);
-            INSERT INTO claim VALUES (x'01', x'01', x'01', 5, NULL);
+            INSERT INTO claim VALUES (NULL, x'01', x'01', x'01', 5, NULL);
             WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 10010)
                 INSERT INTO finding SELECT zeroblob(16), 'x', 0 FROM i";
         connection.execute_batch(sql).unwrap();
