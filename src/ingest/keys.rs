@@ -108,16 +108,24 @@ impl KeyCache {
         url: String,
     ) -> Result<Arc<Published>, Arc<FetchError>> {
         let fetch = async {
-            if !self.may_fetch() {
-                return Err(FetchError::TooMany);
-            }
-            let document = tokio::time::timeout(TIMEOUT, self.fetch.fetch(&url)).await;
-            let document =
-                document.map_err(|_| FetchError::Unreachable("no answer in time".to_owned()))??;
+            let document = self.fetch(&url).await?;
             let published = verifier.read_published(&document);
             published.map(Arc::new).map_err(|error| FetchError::Unusable(error.to_string()))
         };
         self.kept.try_get_with((Arc::clone(source), url.clone()), fetch).await
+    }
+
+    /// Asks for a URL that confirms something, whatever is there.
+    pub(super) async fn ask(&self, url: &str) -> Result<(), FetchError> {
+        self.fetch(url).await.map(drop)
+    }
+
+    async fn fetch(&self, url: &str) -> Result<Bytes, FetchError> {
+        if !self.may_fetch() {
+            return Err(FetchError::TooMany);
+        }
+        let document = tokio::time::timeout(TIMEOUT, self.fetch.fetch(url)).await;
+        document.map_err(|_| FetchError::Unreachable("no answer in time".to_owned()))?
     }
 
     fn may_fetch(&self) -> bool {

@@ -10,6 +10,7 @@ mod bounded;
 mod commands;
 mod durable;
 mod exact;
+mod handshakes;
 mod once;
 mod operate;
 mod readme;
