@@ -30,7 +30,7 @@ mod status;
 
 pub use auth::{Denied, admit};
 pub use reload::Reloaded;
-pub use status::{CertificateStatus, DestinationStatus, SourceStatus, Status, StoreStatus};
+pub use status::{CertificateStatus, DestinationStatus, SecretStatus, SourceStatus, Status, StoreStatus};
 
 use crate::config::Role;
 use crate::metrics::Metrics;

@@ -21,7 +21,7 @@ use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
 use crate::store::{Accepted, Arrival, Store, StoreError};
-use crate::verify::{HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
+use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
 
 mod activity;
 mod answer;
@@ -292,14 +292,18 @@ impl Ingest {
             let answer = self.shake_hands(source, received.received_at, shaken?).await?;
             return Ok(Settled::Handshake { answer, kept: None });
         }
-        let published = match source.verifier.keys_url(&received)? {
-            Some(url) => Some(self.keys.get(&source.name, &source.verifier, url).await.map_err(|error| {
-                tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
-                Rejection::KeysMissing
-            })?),
-            None => None,
+        let verified = match source.verifier.keys_url(&received) {
+            Ok(Some(url)) => {
+                let published =
+                    self.keys.get(&source.name, &source.verifier, url).await.map_err(|error| {
+                        tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
+                        Rejection::KeysMissing
+                    })?;
+                source.verifier.verify_with(received, Some(&published))?
+            }
+            Ok(None) => source.verifier.verify(received)?,
+            Err(refusal) => source.verifier.refuse(received, refusal)?,
         };
-        let verified = Arc::new(source.verifier.verify_with(received, published.as_deref())?);
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
         if let Some(shaken) = source.verifier.signed_handshake(&verified) {
@@ -310,16 +314,22 @@ impl Ingest {
             };
             return Ok(Settled::Handshake { answer, kept });
         }
+        let is_missing = delivery.delivery_id.is_none() && !source.accept_missing_id;
+        let verified = match is_missing {
+            true => source.verifier.refuse_verified(verified, Refusal::IdMissing)?,
+            false => verified,
+        };
+        if let Some(refusal) = verified.observed() {
+            self.note_observed(source, refusal);
+        }
         self.keep(entry, verified).await
     }
 
     /// Claims and stores what has been verified.
-    async fn keep(&self, entry: &routes::Entry, verified: Arc<Verified>) -> Result<Settled, Rejection> {
+    async fn keep(&self, entry: &routes::Entry, verified: Verified) -> Result<Settled, Rejection> {
         let source = &entry.source;
+        let verified = Arc::new(verified);
         let delivery = verified.delivery();
-        if delivery.delivery_id.is_none() && !source.accept_missing_id {
-            return Err(Refusal::IdMissing.into());
-        }
         entry.admit()?;
 
         let (id, body_bytes) = (delivery.id, delivery.body.len());
@@ -349,6 +359,10 @@ impl Ingest {
             Accepted::Replay { first } => {
                 tracing::debug!(source = %source.name, %first, "signed bytes seen before under another id");
                 match source.replay_guard {
+                    ReplayGuard::Reject if source.verifier.enforcement() == Some(Enforcement::Observe) => {
+                        self.note_observed(source, Refusal::Replayed);
+                        Ok(Settled::Duplicate)
+                    }
                     ReplayGuard::Reject => Err(Refusal::Replayed.into()),
                     ReplayGuard::Absorb | ReplayGuard::Off => Ok(Settled::Duplicate),
                 }
@@ -392,13 +406,15 @@ impl Ingest {
         destinations
     }
 
+    fn note_observed(&self, source: &Source, refusal: Refusal) {
+        self.metrics.ingest_observed.with_label_values(&[&*source.name, refusal.label()]).inc();
+    }
+
     fn note_verified(&self, source: &Source, verified: &Verified) {
         let delivery = verified.delivery();
-        if let Some(refusal) = verified.observed() {
-            self.metrics.ingest_observed.with_label_values(&[&*source.name, refusal.label()]).inc();
-        }
         if let Some(secret) = &delivery.verification.secret {
             let used_at = delivery.received_at.as_millisecond() as f64 / 1e3;
+            self.metrics.verify_secret_uses.with_label_values(&[&*source.name, secret]).inc();
             self.metrics.verify_secret_last_used.with_label_values(&[&*source.name, secret]).set(used_at);
         }
         if let Some(skew) = delivery.verification.skew_seconds {
@@ -492,6 +508,7 @@ impl Ingest {
             }
             for secret in source.verifier.secret_names() {
                 m.verify_secret_last_used.with_label_values(&[name, secret]);
+                m.verify_secret_uses.with_label_values(&[name, secret]);
             }
         }
     }

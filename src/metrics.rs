@@ -47,6 +47,8 @@ pub struct Metrics {
     pub ingest_rejections_unlogged: IntCounterVec,
     /// When the certificates of the listener end, by file.
     pub tls_certificate_not_after: GaugeVec,
+    /// Requests that a secret has verified.
+    pub verify_secret_uses: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
     /// Our clock minus the timestamps of verified requests.
@@ -183,6 +185,11 @@ impl Metrics {
                 "tls_certificate_not_after_seconds",
                 "When the certificate that is served, and the first of client_ca to do so, expires, Unix time.",
                 &["file"],
+            ),
+            verify_secret_uses: c.counters(
+                "verify_secret_uses_total",
+                "Requests that a secret has verified.",
+                &["source", "secret"],
             ),
             verify_secret_last_used: c.gauges(
                 "verify_secret_last_used_timestamp_seconds",

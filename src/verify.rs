@@ -58,6 +58,7 @@ mod locate;
 mod presets;
 mod published;
 mod refusal;
+mod rotation;
 mod scheme;
 pub mod sign;
 mod signed;
@@ -68,6 +69,7 @@ pub use check::{Proof, Published};
 pub use handshake::{Handshake, HandshakeAnswer, HandshakeOptions, HandshakeRefusal};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
+pub use rotation::{Advice, SecretUse, advise};
 pub use scheme::{NotTokenAuth, Scheme};
 pub use sign::{Message, Signer};
 pub use window::Window;
@@ -193,6 +195,11 @@ impl Verifier {
         self.checked.iter().flat_map(|checked| checked.checker.secret_names())
     }
 
+    /// The secrets in the order of the configuration, as if none had been used.
+    pub fn secrets(&self) -> impl Iterator<Item = SecretUse> {
+        self.checked.iter().flat_map(|checked| checked.checker.secrets())
+    }
+
     /// Refuses what needs no body to be refused: a missing or malformed signature, a stale timestamp in the head, a
     /// wrong token. Always `Ok` when observing.
     ///
@@ -307,18 +314,43 @@ impl Verifier {
                 };
                 Ok(Verified::new(received, verification, facts))
             }
-            (Err(refusal), Enforcement::Enforce) => Err(refusal),
-            (Err(refusal), Enforcement::Observe) => {
-                let facts = Facts {
-                    delivery_id: checker.delivery_id(&request).ok().flatten(),
-                    event: checker.event(&request).ok().flatten(),
-                    signed_digest: None,
-                    body_digest: None,
-                    observed: Some(refusal),
-                };
-                Ok(Verified::new(received, self.unproven(), facts))
-            }
+            (Err(refusal), Enforcement::Enforce | Enforcement::Observe) => self.refuse(received, refusal),
         }
+    }
+
+    /// What becomes of a request that proves nothing: the refusal, or, when observing, a request that is let through
+    /// unverified, with the refusal noted.
+    ///
+    /// # Errors
+    /// The refusal, unless observing.
+    pub fn refuse(&self, received: Received, refusal: Refusal) -> Result<Verified, Refusal> {
+        let observing = |checked: &&Checked| checked.enforcement == Enforcement::Observe;
+        let checked = self.checked.as_ref().filter(observing).ok_or(refusal)?;
+        let checker = &checked.checker;
+        let Received { method, target, headers, body, .. } = &received;
+        let request = checked.request(method, target, headers, Some(body));
+        let facts = Facts {
+            delivery_id: checker.delivery_id(&request).ok().flatten(),
+            event: checker.event(&request).ok().flatten(),
+            signed_digest: None,
+            body_digest: None,
+            observed: Some(refusal),
+        };
+        Ok(Verified::new(received, self.unproven(), facts))
+    }
+
+    /// The same for one whose signature is right.
+    ///
+    /// # Errors
+    /// The refusal, unless observing.
+    pub fn refuse_verified(&self, verified: Verified, refusal: Refusal) -> Result<Verified, Refusal> {
+        if self.enforcement() != Some(Enforcement::Observe) {
+            return Err(refusal);
+        }
+        let Verified { mut delivery, body_digest, observed, .. } = verified;
+        Arc::make_mut(&mut delivery).verification.verified = false;
+        let observed = observed.or(Some(refusal));
+        Ok(Verified { delivery, body_digest, signed_digest: None, observed })
     }
 
     /// The verifier with what its source says about handshakes.

@@ -14,6 +14,7 @@ use super::handshake::{Handshake, is_open_to_all};
 use super::jwt::{self, JwtRule};
 use super::key::{Key, long_enough, validity};
 use super::locate::{Locator, Request};
+use super::rotation::SecretUse;
 use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use super::signed::{Keys, Signed};
 use super::template::{Pieces, Template};
@@ -104,6 +105,16 @@ impl Checker {
 
     pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.secrets.iter().map(|secret| &secret.name)
+    }
+
+    pub(super) fn secrets(&self) -> impl Iterator<Item = SecretUse> {
+        self.secrets.iter().map(|secret| SecretUse {
+            name: Arc::clone(&secret.name),
+            not_before: secret.not_before,
+            not_after: secret.not_after,
+            last_used: None,
+            uses: 0,
+        })
     }
 
     /// Where the sender publishes the keys of `request`.
