@@ -20,7 +20,7 @@ use crate::dedup::Keys;
 use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
-use crate::store::{Accepted, Arrival, Store, StoreError};
+use crate::store::{Accepted, Arrival, HandedOver, Store, StoreError};
 use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
 
 mod activity;
@@ -289,7 +289,7 @@ impl Ingest {
     async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<Settled, Rejection> {
         let source = &entry.source;
         if let Some(shaken) = source.verifier.unsigned_handshake(&received) {
-            let answer = self.shake_hands(source, received.received_at, shaken?).await?;
+            let answer = self.shake_hands(source, received.received_at, received.sender, shaken?).await?;
             return Ok(Settled::Handshake { answer, kept: None });
         }
         let verified = match source.verifier.keys_url(&received) {
@@ -307,7 +307,7 @@ impl Ingest {
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
         if let Some(shaken) = source.verifier.signed_handshake(&verified) {
-            let answer = self.shake_hands(source, delivery.received_at, shaken?).await?;
+            let answer = self.shake_hands(source, delivery.received_at, delivery.sender, shaken?).await?;
             let kept = match source.forward_handshake {
                 true => Some(self.keep(entry, verified).await?.label()),
                 false => None,
@@ -375,6 +375,7 @@ impl Ingest {
         &self,
         source: &Source,
         at: Timestamp,
+        sender: IpAddr,
         answer: HandshakeAnswer,
     ) -> Result<HandshakeAnswer, Rejection> {
         if let HandshakeAnswer::Confirm(url) = &answer {
@@ -382,6 +383,14 @@ impl Ingest {
                 tracing::warn!(source = %source.name, %error, "a subscription could not be confirmed");
                 Rejection::NotConfirmed
             })?;
+        }
+        if let HandshakeAnswer::Keep(secret, _) = &answer {
+            let given = HandedOver { received_at: at, sender: sender.to_string(), secret: secret.clone() };
+            if !self.gate.store().hand_over(Arc::clone(&source.name), given).await? {
+                tracing::warn!(source = %source.name, "a secret is not kept; `countersign handed-over` shows those before it");
+                return Err(Rejection::Overloaded);
+            }
+            tracing::warn!(source = %source.name, %sender, "a secret was handed over; `countersign handed-over` shows it once");
         }
         self.note_handshake(source, at);
         Ok(answer)

@@ -7,14 +7,14 @@ use http::{HeaderMap, Uri};
 
 use super::Parts;
 use crate::admin::{
-    self, CertificateStatus, Denied, DestinationStatus, Gateway, Reloaded, SecretStatus, SourceStatus,
-    Status, StoreStatus,
+    self, CertificateStatus, Denied, DestinationStatus, Gateway, HandedOverSecret, Reloaded, SecretStatus,
+    SourceStatus, Status, StoreStatus,
 };
 use crate::clock::{Timestamp, elapsed, from_milliseconds};
 use crate::config::{Role, Source};
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
-use crate::store::Depth;
+use crate::store::{Depth, HandedOver};
 use crate::verify::{Advice, Enforcement, SecretUse, advise};
 
 #[async_trait]
@@ -33,6 +33,20 @@ impl Gateway for Parts {
     fn metrics(&self) -> &Metrics {
         self.refresh_gauges();
         &self.metrics
+    }
+
+    async fn take_handed_over(&self, source: &str) -> Result<Option<Vec<HandedOverSecret>>, String> {
+        let config = self.config.load_full();
+        let Some(source) = config.sources.iter().find(|known| &*known.name == source) else {
+            return Ok(None);
+        };
+        let given = self.store.show_handed_over(Arc::clone(&source.name)).await;
+        let shown = |given: HandedOver| HandedOverSecret {
+            received_at: given.received_at.to_string(),
+            sender: given.sender,
+            secret: String::from_utf8_lossy(given.secret.expose()).into_owned(),
+        };
+        Ok(Some(given.map_err(|error| error.to_string())?.into_iter().map(shown).collect()))
     }
 
     async fn reload(self: Arc<Self>) -> Result<Reloaded, String> {

@@ -3,7 +3,7 @@
 
 use crate::backend::Backend;
 use crate::sender::{Answer, Post, SECRET};
-use crate::support::Gateway;
+use crate::support::{Gateway, run};
 
 fn sources(backend: &Backend, each: &[(&str, &str)]) -> String {
     let source = |(provider, more): &(&str, &str)| {
@@ -107,4 +107,32 @@ fn a_signed_handshake_is_forwarded_where_the_operator_wants_it() {
     check(&signed.send(gateway.listen), 200, TEXT, "3eZbrw1a");
     assert_eq!(backend.eventually_got(1)[0].body, slack);
     gateway.eventually_metric("countersign_ingest_requests_total{outcome=\"stored\",source=\"slack\"}", 1.0);
+}
+
+#[test]
+fn a_secret_that_is_handed_over_is_shown_once_even_after_a_crash() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&format!(
+        "[[source]]\nname = \"asana\"\nprovider = \"asana\"\nto = [\"legacy\"]\n\
+         [[destination]]\nname = \"legacy\"\nurl = \"{}\"\n",
+        backend.url()
+    ));
+    let hand = |gateway: &Gateway, secret: &str| {
+        ask("POST", "/webhooks/asana").with("X-Hook-Secret", secret).send(gateway.listen).status
+    };
+    assert_eq!(hand(&gateway, "b537207f20cb"), 200);
+    assert_eq!(Post::signed("asana", "/webhooks/asana", "d", "x", b"{}").send(gateway.listen).status, 401);
+    let gateway = gateway.kill_and_restart();
+    assert!(!gateway.log().contains("b537207f20cb"));
+    let show = || {
+        let admin = format!("http://{}", gateway.admin);
+        String::from_utf8(run(&["handed-over", "asana", "--admin", &admin]).stdout).unwrap()
+    };
+    let shown = show();
+    assert!(shown.trim_end().ends_with("from 127.0.0.1: b537207f20cb"), "{shown}");
+    assert_eq!(show(), "nothing has been handed over since it was last asked\n");
+    // Whoever floods it pushes nothing out.
+    let flood: Vec<_> = (0..10).map(|number| hand(&gateway, &format!("secret-{number}"))).collect();
+    assert_eq!(flood, [200, 200, 200, 200, 200, 200, 200, 200, 503, 503]);
+    assert!(show().contains("secret-0"));
 }
