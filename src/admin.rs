@@ -7,6 +7,7 @@
 //! | `GET /metrics` | no | Prometheus text |
 //! | `GET /api/v1/status` | viewer | [`Status`] |
 //! | `POST /api/v1/reload` | operator | [`Reloaded`], or 422 with every problem of the configuration |
+//! | `POST /api/v1/sources/{name}/handed-over` | operator | [`HandedOverSecret`]s, which are then gone |
 //!
 //! It knows what it is told through [`Gateway`], and changes nothing but through it.
 
@@ -14,23 +15,25 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use http::header::CONTENT_TYPE;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use tokio::time::Instant;
 
 mod auth;
+mod handed_over;
 mod reload;
 mod status;
 
 pub use auth::{Denied, admit};
+pub use handed_over::HandedOverSecret;
 pub use reload::Reloaded;
-pub use status::{CertificateStatus, DestinationStatus, SourceStatus, Status, StoreStatus};
+pub use status::{CertificateStatus, DestinationStatus, SecretStatus, SourceStatus, Status, StoreStatus};
 
 use crate::config::Role;
 use crate::metrics::Metrics;
@@ -57,6 +60,12 @@ pub trait Gateway: Send + Sync + 'static {
     /// How things stand.
     fn status(&self) -> Status;
 
+    /// The secrets that handshakes of this source have handed over, which are then kept no more; `None` without such a source.
+    ///
+    /// # Errors
+    /// Why the store cannot tell.
+    async fn take_handed_over(&self, source: &str) -> Result<Option<Vec<HandedOverSecret>>, String>;
+
     /// Loads the configuration anew. Reloads come one after the other, and go on when the future is dropped.
     ///
     /// # Errors
@@ -79,8 +88,10 @@ struct Guard {
 pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
     let guarded = Guard { gateway: Arc::clone(&gateway), refusals: Arc::default(), origin: Instant::now() };
-    let changes =
-        Router::new().route("/reload", post(reload)).route_layer(middleware::from_fn(operators_only));
+    let changes = Router::new()
+        .route("/reload", post(reload))
+        .route("/sources/{name}/handed-over", post(show_handed_over))
+        .route_layer(middleware::from_fn(operators_only));
     let api = Router::new()
         .route("/status", get(show_status))
         .merge(changes)
@@ -115,6 +126,14 @@ async fn reload(State(gateway): Shown) -> Response {
     match gateway.reload().await {
         Ok(reloaded) => Json(reloaded).into_response(),
         Err(problems) => problem(StatusCode::UNPROCESSABLE_ENTITY, &problems),
+    }
+}
+
+async fn show_handed_over(State(gateway): Shown, Path(source): Path<String>) -> Response {
+    match gateway.take_handed_over(&source).await {
+        Ok(Some(secrets)) => ([(CACHE_CONTROL, "no-store")], Json(secrets)).into_response(),
+        Ok(None) => problem(StatusCode::NOT_FOUND, "there is no such source"),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod check;
 mod demo;
+mod handed_over;
 mod http;
 mod logging;
 mod notify;
@@ -41,6 +42,8 @@ enum Command {
     Status(status::Arguments),
     /// Have a running gateway load its configuration anew: exit 0, or 78 with every problem, nothing changed
     Reload(reload::Arguments),
+    /// Show the secrets that a provider's handshakes have handed over to a source: once, then they are gone
+    HandedOver(handed_over::Arguments),
     /// Check, back up or salvage a data directory
     #[command(subcommand)]
     Store(store::Command),
@@ -105,6 +108,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
+        Command::HandedOver(arguments) => handed_over::run(&arguments),
         Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {

@@ -179,6 +179,17 @@ pub struct Source {
     pub ack: Ack,
     /// Event types that are stored and acknowledged, not forwarded.
     pub drop_events: Vec<String>,
+    /// Whether signed handshakes are stored and forwarded, too; they are answered here in any case.
+    pub forward_handshake: bool,
+}
+
+impl Source {
+    /// The allowed methods, as `Allow` lists them.
+    pub fn allowed_methods(&self) -> HeaderValue {
+        let names: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        HeaderValue::from_str(&names.join(", "))
+            .expect("a method is made of characters that a header may have")
+    }
 }
 
 /// What the replay guard does.

@@ -14,14 +14,16 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Moment, from_milliseconds, later};
+use crate::clock::{Clock, Moment, Timestamp, from_milliseconds, later};
 use crate::config::{Config, ReplayGuard, Source};
 use crate::dedup::Keys;
 use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
-use crate::store::{Accepted, Arrival, Store, StoreError};
-use crate::verify::{Published, Refusal, Verified};
+use crate::store::{Accepted, Arrival, HandedOver, Store, StoreError};
+use crate::verify::{
+    Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Published, Refusal, Verified,
+};
 
 mod activity;
 mod answer;
@@ -73,6 +75,30 @@ pub struct Ingest {
     ack_deadline: Duration,
     /// Bodies that are not complete are waited for no more.
     cut: CancellationToken,
+}
+
+const HANDSHAKE: &str = "handshake";
+
+/// How a request that was not refused came to its end.
+enum Settled {
+    Stored,
+    Duplicate,
+    /// Answered here, and perhaps kept for the backend as well.
+    Handshake {
+        answer: HandshakeAnswer,
+        kept: Option<&'static str>,
+    },
+}
+
+impl Settled {
+    /// The metrics' label. What is kept is counted as that, so that what was stored can be told from the count.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Duplicate => "duplicate",
+            Self::Handshake { kept, .. } => kept.unwrap_or(HANDSHAKE),
+        }
+    }
 }
 
 /// Where a request came in.
@@ -160,27 +186,55 @@ impl Ingest {
         let source = &entry.source;
         let sender = head::sender(&head.headers, peer.address, &routes.trusted_proxies);
 
-        // What can be refused without the body is refused before a byte of it is read.
         let target = head::target(&head.uri);
         let identity = peer.certificate.as_ref().map(|proven| &proven.identity);
-        let early = head::allow(&head.method, sender, identity, source)
-            .and_then(|()| {
-                let now = self.clock.now();
-                Ok(source.verifier.precheck(&head.method, &target, &head.headers, now)?)
-            })
-            .and_then(|()| self.budget.reserve(body.size_hint().exact(), source.body_max));
-        let reservation = match early {
-            Ok(reservation) => reservation,
+        let now = self.clock.now();
+        if let Some(shaken) = source.verifier.early_handshake(&head.method, &target, &head.headers, now) {
+            let answer = head::allow_sender(sender, identity, source).and_then(|()| Ok(shaken?));
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(rejection) => {
+                    return self.refuse_unread(&source.name, sender, &rejection, body, unread);
+                }
+            };
+            self.metrics.ingest_requests.with_label_values(&[&*source.name, HANDSHAKE]).inc();
+            self.note_handshake(source, now);
+            if !unread && !body.is_end_stream() {
+                tokio::spawn(body::discard(body));
+            }
+            return answer::handshake(answer, source, unread);
+        }
+
+        // What can be refused without the body is refused before a byte of it is read.
+        let precheck = |()| {
+            let refusal = source.verifier.precheck(&head.method, &target, &head.headers, now).err();
+            // Providers do not sign every handshake; for one of those a few bytes more are read.
+            let hoped = source.verifier.may_be_handshake(&head.method, &target, &head.headers);
+            if hoped { Ok(refusal) } else { refusal.map_or(Ok(None), |refusal| Err(refusal.into())) }
+        };
+        let early = head::allow(&head.method, sender, identity, source).and_then(precheck);
+        let early = early.and_then(|refusal| {
+            let body_max =
+                if refusal.is_some() { HANDSHAKE_BYTES_MAX.min(source.body_max) } else { source.body_max };
+            let reserved = self.budget.reserve(body.size_hint().exact(), body_max);
+            let reservation = reserved.map_err(|rejection| rejection.unless_refused(refusal))?;
+            Ok((reservation, body_max, refusal))
+        });
+        let (reservation, body_max, refusal) = match early {
+            Ok(early) => early,
             Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
         };
         let read = tokio::select! {
             biased;
-            read = body::read(&mut body, source.body_max, self.body_read, reservation) => read,
+            read = body::read(&mut body, body_max, self.body_read, reservation) => read,
             () = self.cut.cancelled() => Err(Rejection::Stopping),
         };
         let (bytes, reservation) = match read {
             Ok(read) => read,
-            Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
+            Err(rejection) => {
+                let rejection = rejection.unless_refused(refusal);
+                return self.refuse_unread(&source.name, sender, &rejection, body, unread);
+            }
         };
 
         let last_byte = Instant::now();
@@ -211,7 +265,8 @@ impl Ingest {
             }
         };
         match outcome {
-            Ok(()) => answer::ack(&source.ack),
+            Ok(Settled::Handshake { answer, .. }) => answer::handshake(answer, source, false),
+            Ok(Settled::Stored | Settled::Duplicate) => answer::ack(&source.ack),
             Err(rejection) => rejection.response(false),
         }
     }
@@ -222,33 +277,61 @@ impl Ingest {
         entry: Arc<routes::Entry>,
         received: Received,
         reservation: Reservation,
-    ) -> Result<(), Rejection> {
+    ) -> Result<Settled, Rejection> {
         let source = &entry.source;
         let sender = received.sender;
         let outcome = self.store_once(&entry, received).await;
         drop(reservation);
         match &outcome {
-            Ok(label) => self.metrics.ingest_requests.with_label_values(&[&*source.name, label]).inc(),
+            Ok(settled) => {
+                self.metrics.ingest_requests.with_label_values(&[&*source.name, settled.label()]).inc();
+            }
             Err(rejection) => self.count(&source.name, sender, rejection),
         }
-        outcome.map(|_| ())
+        outcome
     }
 
-    async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<&'static str, Rejection> {
+    async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<Settled, Rejection> {
         let source = &entry.source;
-        let published = match source.verifier.keys_url(&received)? {
-            Some(url) => {
+        if let Some(shaken) = source.verifier.unsigned_handshake(&received) {
+            let answer = self.shake_hands(source, received.received_at, received.sender, shaken?).await?;
+            return Ok(Settled::Handshake { answer, kept: None });
+        }
+        let verified = match source.verifier.keys_url(&received) {
+            Ok(Some(url)) => {
                 let keys = self.keys.get(&source.name, &source.verifier, url).await;
-                Some(keys.map_err(|_told| Rejection::KeysMissing)?)
+                let keys = keys.map_err(|_told| Rejection::KeysMissing)?;
+                verify(source, received, Some(keys)).await?
             }
-            None => None,
+            Ok(None) => verify(source, received, None).await?,
+            Err(refusal) => source.verifier.refuse(received, refusal)?,
         };
-        let verified = Arc::new(verify(source, received, published).await?);
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
-        if delivery.delivery_id.is_none() && !source.accept_missing_id {
-            return Err(Refusal::IdMissing.into());
+        if let Some(shaken) = source.verifier.signed_handshake(&verified) {
+            let answer = self.shake_hands(source, delivery.received_at, delivery.sender, shaken?).await?;
+            let kept = match source.forward_handshake {
+                true => Some(self.keep(entry, verified).await?.label()),
+                false => None,
+            };
+            return Ok(Settled::Handshake { answer, kept });
         }
+        let is_missing = delivery.delivery_id.is_none() && !source.accept_missing_id;
+        let verified = match is_missing {
+            true => source.verifier.refuse_verified(verified, Refusal::IdMissing)?,
+            false => verified,
+        };
+        if let Some(refusal) = verified.observed() {
+            self.note_observed(source, refusal);
+        }
+        self.keep(entry, verified).await
+    }
+
+    /// Claims and stores what has been verified.
+    async fn keep(&self, entry: &routes::Entry, verified: Verified) -> Result<Settled, Rejection> {
+        let source = &entry.source;
+        let verified = Arc::new(verified);
+        let delivery = verified.delivery();
         entry.admit()?;
 
         let (id, body_bytes) = (delivery.id, delivery.body.len());
@@ -266,23 +349,59 @@ impl Ingest {
             Accepted::Stored => {
                 tracing::debug!(source = %source.name, %id, body_bytes, "delivery stored");
                 self.metrics.ingest_body_bytes.with_label_values(&[&*source.name]).observe(body_bytes as f64);
-                Ok("stored")
+                Ok(Settled::Stored)
             }
             Accepted::Duplicate { first, conflict } => {
                 tracing::debug!(source = %source.name, %first, conflict, "duplicate absorbed");
                 if conflict {
                     self.metrics.ingest_conflicts.with_label_values(&[&*source.name]).inc();
                 }
-                Ok("duplicate")
+                Ok(Settled::Duplicate)
             }
             Accepted::Replay { first } => {
                 tracing::debug!(source = %source.name, %first, "signed bytes seen before under another id");
                 match source.replay_guard {
+                    ReplayGuard::Reject if source.verifier.enforcement() == Some(Enforcement::Observe) => {
+                        self.note_observed(source, Refusal::Replayed);
+                        Ok(Settled::Duplicate)
+                    }
                     ReplayGuard::Reject => Err(Refusal::Replayed.into()),
-                    ReplayGuard::Absorb | ReplayGuard::Off => Ok("duplicate"),
+                    ReplayGuard::Absorb | ReplayGuard::Off => Ok(Settled::Duplicate),
                 }
             }
         }
+    }
+
+    /// Does what a handshake asks for beside its answer.
+    async fn shake_hands(
+        &self,
+        source: &Source,
+        at: Timestamp,
+        sender: IpAddr,
+        answer: HandshakeAnswer,
+    ) -> Result<HandshakeAnswer, Rejection> {
+        if let HandshakeAnswer::Confirm(url) = &answer {
+            self.keys.ask(url).await.map_err(|error| {
+                tracing::warn!(source = %source.name, %error, "a subscription could not be confirmed");
+                Rejection::NotConfirmed
+            })?;
+        }
+        if let HandshakeAnswer::Keep(secret, _) = &answer {
+            let given = HandedOver { received_at: at, sender: sender.to_string(), secret: secret.clone() };
+            if !self.gate.store().hand_over(Arc::clone(&source.name), given).await? {
+                tracing::warn!(source = %source.name, "a secret is not kept; `countersign handed-over` shows those before it");
+                return Err(Rejection::Overloaded);
+            }
+            tracing::warn!(source = %source.name, %sender, "a secret was handed over; `countersign handed-over` shows it once");
+        }
+        self.note_handshake(source, at);
+        Ok(answer)
+    }
+
+    fn note_handshake(&self, source: &Source, at: Timestamp) {
+        tracing::info!(source = %source.name, "handshake answered");
+        let at = at.as_millisecond() as f64 / 1e3;
+        self.metrics.ingest_handshake_last.with_label_values(&[&*source.name]).set(at);
     }
 
     /// Where an event of this type goes; nothing matched is counted, never lost quietly.
@@ -298,17 +417,19 @@ impl Ingest {
         destinations
     }
 
+    fn note_observed(&self, source: &Source, refusal: Refusal) {
+        self.metrics.ingest_observed.with_label_values(&[&*source.name, refusal.label()]).inc();
+    }
+
     fn note_verified(&self, source: &Source, verified: &Verified) {
         let delivery = verified.delivery();
-        if let Some(refusal) = verified.observed() {
-            self.metrics.ingest_observed.with_label_values(&[&*source.name, refusal.label()]).inc();
-        }
         if let Some(secret) = &delivery.verification.secret {
             let used_at = delivery.received_at.as_millisecond() as f64 / 1e3;
+            self.metrics.verify_secret_uses.with_label_values(&[&*source.name, secret]).inc();
             self.metrics.verify_secret_last_used.with_label_values(&[&*source.name, secret]).set(used_at);
         }
         if let Some(skew) = delivery.verification.skew_seconds {
-            self.metrics.verify_clock_skew.with_label_values(&[&*source.name]).set(skew as f64);
+            self.metrics.verify_clock_skew.with_label_values(&[&*source.name]).observe(skew as f64);
         }
     }
 
@@ -372,7 +493,7 @@ impl Ingest {
         }
         for source in &config.sources {
             let name = &*source.name;
-            for outcome in ["stored", "duplicate", "rejected"] {
+            for outcome in ["stored", "duplicate", "rejected", HANDSHAKE] {
                 m.ingest_requests.with_label_values(&[name, outcome]);
             }
             for reason in Rejection::labels() {
@@ -393,8 +514,12 @@ impl Ingest {
             m.ingest_ack_duration.with_label_values(&[name]);
             m.ingest_body_bytes.with_label_values(&[name]);
             m.verify_clock_skew.with_label_values(&[name]);
+            if !source.verifier.handshakes().is_empty() {
+                m.ingest_handshake_last.with_label_values(&[name]);
+            }
             for secret in source.verifier.secret_names() {
                 m.verify_secret_last_used.with_label_values(&[name, secret]);
+                m.verify_secret_uses.with_label_values(&[name, secret]);
             }
         }
     }
@@ -421,6 +546,16 @@ async fn verify(
 impl From<Refusal> for Rejection {
     fn from(refusal: Refusal) -> Self {
         Self::Unverified(refusal)
+    }
+}
+
+impl From<HandshakeRefusal> for Rejection {
+    fn from(refusal: HandshakeRefusal) -> Self {
+        match refusal {
+            HandshakeRefusal::Malformed => Self::HandshakeMalformed,
+            HandshakeRefusal::OriginNotAllowed => Self::OriginNotAllowed,
+            HandshakeRefusal::Unverified(refusal) => Self::Unverified(refusal),
+        }
     }
 }
 

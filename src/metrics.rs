@@ -17,8 +17,10 @@ pub const UNMATCHED: &str = "unmatched";
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Requests by how they were answered: `stored`, `duplicate`, `rejected`.
+    /// Requests by how they were answered: `stored`, `duplicate`, `rejected`, `handshake`.
     pub ingest_requests: IntCounterVec,
+    /// When a handshake was last answered.
+    pub ingest_handshake_last: GaugeVec,
     /// Rejected requests by reason.
     pub ingest_rejections: IntCounterVec,
     /// What `enforcement = "observe"` let through although it would have been refused, by reason.
@@ -45,10 +47,12 @@ pub struct Metrics {
     pub ingest_rejections_unlogged: IntCounterVec,
     /// When the certificates of the listener end, by file.
     pub tls_certificate_not_after: GaugeVec,
+    /// Requests that a secret has verified.
+    pub verify_secret_uses: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
-    /// Skew of the latest verified request.
-    pub verify_clock_skew: GaugeVec,
+    /// Our clock minus the timestamps of verified requests.
+    pub verify_clock_skew: HistogramVec,
     /// Entries of the cache in front of the claims.
     pub dedup_cache_entries: IntGauge,
     /// Duration of group commits, fsync included.
@@ -93,6 +97,9 @@ const ATTEMPT_BUCKETS: [f64; 13] =
 /// Up to GitHub's 25 MiB.
 const SIZE_BUCKETS: [f64; 8] =
     [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 26_214_400.0];
+/// Either side of right, around the window's default of five minutes.
+const SKEW_BUCKETS: [f64; 15] =
+    [-300.0, -60.0, -30.0, -10.0, -5.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 impl Metrics {
@@ -113,6 +120,11 @@ impl Metrics {
                 "ingest_requests_total",
                 "Requests by how they were answered.",
                 &["source", "outcome"],
+            ),
+            ingest_handshake_last: c.gauges(
+                "ingest_handshake_last_timestamp_seconds",
+                "When a handshake of the provider was last answered, Unix time; 0 when none has been.",
+                &["source"],
             ),
             ingest_rejections: c.counters(
                 "ingest_rejections_total",
@@ -174,15 +186,21 @@ impl Metrics {
                 "When the certificate that is served, and the first of client_ca to do so, expires, Unix time.",
                 &["file"],
             ),
+            verify_secret_uses: c.counters(
+                "verify_secret_uses_total",
+                "Requests that a secret has verified.",
+                &["source", "secret"],
+            ),
             verify_secret_last_used: c.gauges(
                 "verify_secret_last_used_timestamp_seconds",
                 "When a secret last verified a request, Unix time; 0 when it has not yet.",
                 &["source", "secret"],
             ),
-            verify_clock_skew: c.gauges(
+            verify_clock_skew: c.histograms(
                 "verify_clock_skew_seconds",
-                "Our clock minus the timestamp of the latest verified request.",
-                &["source"],
+                "Our clock minus the timestamps of verified requests; negative where the sender's clock is ahead.",
+                &SKEW_BUCKETS,
+                "source",
             ),
             dedup_cache_entries: c
                 .int_gauge("dedup_cache_entries", "Entries of the cache in front of the claims."),

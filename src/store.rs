@@ -11,6 +11,7 @@ use crate::dedup::Keys;
 use crate::delivery::Delivery;
 use crate::forward::Progress;
 use crate::id::Id;
+use crate::secret::Secret;
 use crate::verify::Verified;
 
 pub mod sqlite;
@@ -98,6 +99,17 @@ pub struct AttemptRecord {
     pub detail: String,
 }
 
+/// A secret that came with a handshake.
+#[derive(Debug, Clone)]
+pub struct HandedOver {
+    /// When.
+    pub received_at: Timestamp,
+    /// The address that it came from.
+    pub sender: String,
+    /// The secret itself.
+    pub secret: Secret,
+}
+
 /// How full a lane is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
@@ -161,6 +173,13 @@ pub trait Store: Send + Sync {
 
     /// Brings the dead forwards of a delivery back: waiting, due at once, attempts from 0. Returns how many.
     async fn revive(&self, id: Id, now: Timestamp) -> Result<u64, StoreError>;
+
+    /// Keeps a secret that came with a handshake of `source` until it is shown; durable when it returns `Ok`. False when as
+    /// many are kept as may be: anybody can send one.
+    async fn hand_over(&self, source: Arc<str>, given: HandedOver) -> Result<bool, StoreError>;
+
+    /// The secrets that were handed over to `source`, which are then kept no more.
+    async fn show_handed_over(&self, source: Arc<str>) -> Result<Vec<HandedOver>, StoreError>;
 
     /// Leases up to `limit` forwards of `destination` that are due, oldest due first, and counts their attempts. Fewer
     /// when their bodies are large: there is more to lease for as long as [`Store::next_due`] lies in the past.

@@ -51,12 +51,14 @@ mod check;
 mod code;
 mod encoding;
 mod grammar;
+mod handshake;
 mod jwt;
 mod key;
 mod locate;
 mod presets;
 mod published;
 mod refusal;
+mod rotation;
 mod scheme;
 pub mod sign;
 mod signed;
@@ -65,15 +67,19 @@ mod token;
 mod window;
 
 pub use check::{Proof, Published};
+pub use handshake::{Handshake, HandshakeAnswer, HandshakeOptions, HandshakeRefusal};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
+pub use rotation::{Advice, SecretUse, advise};
 pub use scheme::{NotTokenAuth, Scheme};
 pub use sign::{Message, Signer};
 pub use window::Window;
 
+pub(crate) use handshake::BODY_BYTES_MAX as HANDSHAKE_BYTES_MAX;
 pub(crate) use key::SECRET_BYTES_MIN;
 
 use check::Checker;
+use handshake::Handshakes;
 use locate::{Request, other_port};
 
 /// What happens to a request that fails its verification.
@@ -136,6 +142,7 @@ struct Checked {
     enforcement: Enforcement,
     base_url: String,
     other_base_url: String,
+    handshake: HandshakeOptions,
 }
 
 impl Verifier {
@@ -163,7 +170,9 @@ impl Verifier {
         let checker = Checker::new(scheme, secrets, window)?;
         let base_url = public_url.unwrap_or_default().trim_end_matches('/').to_owned();
         let other_base_url = other_port(&base_url);
-        Ok(Self { provider, checked: Some(Checked { checker, enforcement, base_url, other_base_url }) })
+        let handshake = HandshakeOptions::default();
+        let checked = Checked { checker, enforcement, base_url, other_base_url, handshake };
+        Ok(Self { provider, checked: Some(checked) })
     }
 
     /// `verify = "none"`: lets everything through, marked as unverified, without delivery id and event type.
@@ -187,6 +196,11 @@ impl Verifier {
         self.checked.iter().flat_map(|checked| checked.checker.secret_names())
     }
 
+    /// The secrets in the order of the configuration, as if none had been used.
+    pub fn secrets(&self) -> impl Iterator<Item = SecretUse> {
+        self.checked.iter().flat_map(|checked| checked.checker.secrets())
+    }
+
     /// Refuses what needs no body to be refused: a missing or malformed signature, a stale timestamp in the head, a
     /// wrong token. Always `Ok` when observing.
     ///
@@ -200,7 +214,9 @@ impl Verifier {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         match &self.checked {
-            Some(Checked { checker, enforcement: Enforcement::Enforce, base_url, other_base_url }) => {
+            Some(Checked {
+                checker, enforcement: Enforcement::Enforce, base_url, other_base_url, ..
+            }) => {
                 let request = Request { method, base_url, other_base_url, target, headers, body: None };
                 checker.precheck(&request, now)
             }
@@ -231,19 +247,11 @@ impl Verifier {
     /// its keys. Only URLs that the provider documents.
     ///
     /// # Errors
-    /// When the request names another place; never when observing.
+    /// When the request names another place.
     pub fn keys_url(&self, received: &Received) -> Result<Option<String>, Refusal> {
-        let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
-            return Ok(None);
-        };
+        let Some(checked) = &self.checked else { return Ok(None) };
         let Received { method, target, headers, body, .. } = received;
-        let body = Some(body.as_ref());
-        let url = checker.keys_url(&Request { method, base_url, other_base_url, target, headers, body });
-        match (url, enforcement) {
-            (Err(refusal), Enforcement::Enforce) => Err(refusal),
-            (Err(_), Enforcement::Observe) => Ok(None),
-            (Ok(url), _) => Ok(url),
-        }
+        checked.checker.keys_url(&checked.request(method, target, headers, Some(body)))
     }
 
     /// Reads the document at a [`keys_url`](Self::keys_url): a certificate or a set of keys.
@@ -274,7 +282,7 @@ impl Verifier {
         received: Received,
         published: Option<&Published>,
     ) -> Result<Verified, Refusal> {
-        let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
+        let Some(Checked { checker, enforcement, base_url, other_base_url, .. }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
         let request = Request {
@@ -302,22 +310,118 @@ impl Verifier {
                 };
                 Ok(Verified::new(received, verification, facts))
             }
-            (Err(refusal), Enforcement::Enforce) => Err(refusal),
-            (Err(refusal), Enforcement::Observe) => {
-                let facts = Facts {
-                    delivery_id: checker.delivery_id(&request).ok().flatten(),
-                    event: checker.event(&request).ok().flatten(),
-                    signed_digest: None,
-                    body_digest: None,
-                    observed: Some(refusal),
-                };
-                Ok(Verified::new(received, self.unproven(), facts))
-            }
+            (Err(refusal), Enforcement::Enforce | Enforcement::Observe) => self.refuse(received, refusal),
         }
+    }
+
+    /// What becomes of a request that proves nothing: the refusal, or, when observing, a request that is let through
+    /// unverified, with the refusal noted.
+    ///
+    /// # Errors
+    /// The refusal, unless observing.
+    pub fn refuse(&self, received: Received, refusal: Refusal) -> Result<Verified, Refusal> {
+        let observing = |checked: &&Checked| checked.enforcement == Enforcement::Observe;
+        let checked = self.checked.as_ref().filter(observing).ok_or(refusal)?;
+        let checker = &checked.checker;
+        let Received { method, target, headers, body, .. } = &received;
+        let request = checked.request(method, target, headers, Some(body));
+        let facts = Facts {
+            delivery_id: checker.delivery_id(&request).ok().flatten(),
+            event: checker.event(&request).ok().flatten(),
+            signed_digest: None,
+            body_digest: None,
+            observed: Some(refusal),
+        };
+        Ok(Verified::new(received, self.unproven(), facts))
+    }
+
+    /// The same for one whose signature is right.
+    ///
+    /// # Errors
+    /// The refusal, unless observing.
+    pub fn refuse_verified(&self, verified: Verified, refusal: Refusal) -> Result<Verified, Refusal> {
+        if self.enforcement() != Some(Enforcement::Observe) {
+            return Err(refusal);
+        }
+        let Verified { mut delivery, body_digest, observed, .. } = verified;
+        Arc::make_mut(&mut delivery).verification.verified = false;
+        let observed = observed.or(Some(refusal));
+        Ok(Verified { delivery, body_digest, signed_digest: None, observed })
+    }
+
+    /// The verifier with what its source says about handshakes.
+    pub fn with_handshake(mut self, options: HandshakeOptions) -> Self {
+        if let Some(checked) = &mut self.checked {
+            checked.handshake = options;
+        }
+        self
+    }
+
+    /// The handshakes that the provider demands of a new endpoint.
+    pub fn handshakes(&self) -> &[Handshake] {
+        self.checked.as_ref().map_or(&[], |checked| checked.checker.handshakes())
+    }
+
+    /// The answer to a request that is a handshake by its head; `None` when it is not. Nothing else about it is checked.
+    pub fn early_handshake(
+        &self,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Option<Result<HandshakeAnswer, HandshakeRefusal>> {
+        let checked = self.with_handshakes()?;
+        checked.handshakes().early(&checked.request(method, target, headers, None), now)
+    }
+
+    /// Whether a request that `precheck` refuses may turn out to be a handshake once its body has been read.
+    pub fn may_be_handshake(&self, method: &Method, target: &str, headers: &HeaderMap) -> bool {
+        self.with_handshakes().is_some_and(|checked| {
+            checked.handshakes().may_follow(&checked.request(method, target, headers, None))
+        })
+    }
+
+    /// The answer to a handshake that its provider does not sign; `None` when it is none.
+    pub fn unsigned_handshake(
+        &self,
+        received: &Received,
+    ) -> Option<Result<HandshakeAnswer, HandshakeRefusal>> {
+        let Received { method, target, headers, body, .. } = received;
+        let checked = self.with_handshakes()?;
+        checked.handshakes().unsigned(&checked.request(method, target, headers, Some(body)))
+    }
+
+    /// The answer to a handshake that has been verified; `None` when it is none, or only observed.
+    pub fn signed_handshake(&self, verified: &Verified) -> Option<Result<HandshakeAnswer, HandshakeRefusal>> {
+        let Delivery { headers, body, received_at, verification, .. } = &**verified.delivery();
+        let checked = self.with_handshakes().filter(|_| verification.verified)?;
+        checked.handshakes().signed(headers, body, verification.secret.as_deref(), *received_at)
+    }
+
+    fn with_handshakes(&self) -> Option<&Checked> {
+        self.checked.as_ref().filter(|checked| !checked.checker.handshakes().is_empty())
     }
 
     fn unproven(&self) -> Verification {
         Verification { verified: false, scheme: Arc::clone(&self.provider), secret: None, skew_seconds: None }
+    }
+}
+
+impl Checked {
+    fn handshakes(&self) -> Handshakes<'_> {
+        let Self { checker, handshake, .. } = self;
+        Handshakes { kinds: checker.handshakes(), origins: checker.origins(), options: handshake, checker }
+    }
+
+    fn request<'a>(
+        &'a self,
+        method: &'a Method,
+        target: &'a str,
+        headers: &'a HeaderMap,
+        body: Option<&'a [u8]>,
+    ) -> Request<'a> {
+        let Self { base_url, other_base_url, .. } = self;
+        Request { method, base_url, other_base_url, target, headers, body }
     }
 }
 

@@ -7,6 +7,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use countersign::clock::Clock;
 use countersign::config;
@@ -77,11 +83,16 @@ struct Gateway {
 
 impl Gateway {
     fn start(provider: &str, fetch: Arc<dyn Fetch>) -> Self {
+        Self::start_with(provider, "", fetch)
+    }
+
+    /// The same with more lines in its source.
+    fn start_with(provider: &str, more: &str, fetch: Arc<dyn Fetch>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::system();
         let text = format!(
             "listen.address = \"127.0.0.1:0\"\nadmin.address = \"127.0.0.1:0\"\nstore.disk_reserve = \"1MiB\"\n\
-             [[source]]\nname = \"in\"\nprovider = \"{provider}\"\nto = [\"backend\"]\n\
+             [[source]]\nname = \"in\"\nprovider = \"{provider}\"\nto = [\"backend\"]\n{more}\n\
              [[destination]]\nname = \"backend\"\nurl = \"http://127.0.0.1:9/\"\n"
         );
         let config = config::parse(&text, "test.toml", directory.path(), &|_| None, clock.now()).unwrap();
@@ -192,5 +203,46 @@ fn a_provider_that_hangs_delays_nobody_beyond_the_deadline() {
     let begin = tokio::time::Instant::now();
     gateway.check(&sns().0, 503);
     assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
+    gateway.stop();
+}
+
+#[test]
+fn a_subscription_is_confirmed_at_the_senders_own_host_and_only_when_it_is_signed() {
+    let provider = Provider::start();
+    let key = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let public: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
+    let public = STANDARD.encode(public.as_ref());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\\n{public}\\n-----END PUBLIC KEY-----\\n");
+    let secrets = format!("secrets = [{{ value = \"{pem}\" }}]");
+    let gateway = Gateway::start_with("aws-sns", &secrets, provider.clone());
+    let confirmation = |host: &str| {
+        let url = format!("https://{host}/?Action=ConfirmSubscription&TopicArn=arn:t&Token=23");
+        let fields = [
+            ("Message", "m"),
+            ("MessageId", "id-1"),
+            ("SubscribeURL", &url),
+            ("Timestamp", "2026-11-29T12:00:00.000Z"),
+            ("Token", "23"),
+            ("TopicArn", "arn:t"),
+            ("Type", "SubscriptionConfirmation"),
+        ];
+        let text: String = fields.iter().map(|(name, value)| format!("{name}\n{value}\n")).collect();
+        let mut signature = vec![0; key.public_modulus_len()];
+        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature).unwrap();
+        let mut body: serde_json::Map<String, Value> =
+            fields.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect();
+        body.insert("SignatureVersion".to_owned(), "2".into());
+        body.insert("Signature".to_owned(), STANDARD.encode(signature).into());
+        Value::Object(body).to_string()
+    };
+    gateway.check(&confirmation("sns.evil.example"), 400);
+    let good = confirmation("sns.eu-west-1.amazonaws.com");
+    gateway.check(&good.replace("id-1", "id-2"), 401);
+    assert_eq!(provider.asked(), 0);
+    // It is asked for again when the sender tries again.
+    gateway.check(&good, 503);
+    provider.publishes("<ConfirmSubscriptionResponse/>");
+    gateway.check(&good, 200);
+    assert_eq!(provider.asked(), 2);
     gateway.stop();
 }

@@ -62,6 +62,27 @@ pub struct SourceStatus {
     pub duplicate: u64,
     /// Requests refused.
     pub rejected: u64,
+    /// In the order of the configuration.
+    pub secrets: Vec<SecretStatus>,
+}
+
+/// How a secret stands; its use is counted since the start of the process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SecretStatus {
+    /// Its name.
+    pub name: String,
+    /// RFC 3339; the first moment at which it is valid, when there is one.
+    pub not_before: Option<String>,
+    /// RFC 3339; the last moment at which it is valid, when there is one.
+    pub not_after: Option<String>,
+    /// RFC 3339; when it last verified a request.
+    pub last_used_at: Option<String>,
+    /// Requests that it has verified.
+    pub uses: u64,
+    /// What to do about it, if anything: such as that it is safe to retire.
+    pub advice: Option<String>,
+    /// Whether requests will be refused unless somebody follows the advice.
+    pub warning: bool,
 }
 
 /// How a destination stands.

@@ -7,14 +7,15 @@ use http::{HeaderMap, Uri};
 
 use super::Parts;
 use crate::admin::{
-    self, CertificateStatus, Denied, DestinationStatus, Gateway, Reloaded, SourceStatus, Status, StoreStatus,
+    self, CertificateStatus, Denied, DestinationStatus, Gateway, HandedOverSecret, Reloaded, SecretStatus,
+    SourceStatus, Status, StoreStatus,
 };
-use crate::clock::elapsed;
-use crate::config::Role;
+use crate::clock::{Timestamp, elapsed, from_milliseconds};
+use crate::config::{Role, Source};
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
-use crate::store::Depth;
-use crate::verify::Enforcement;
+use crate::store::{Depth, HandedOver};
+use crate::verify::{Advice, Enforcement, SecretUse, advise};
 
 #[async_trait]
 impl Gateway for Parts {
@@ -32,6 +33,20 @@ impl Gateway for Parts {
     fn metrics(&self) -> &Metrics {
         self.refresh_gauges();
         &self.metrics
+    }
+
+    async fn take_handed_over(&self, source: &str) -> Result<Option<Vec<HandedOverSecret>>, String> {
+        let config = self.config.load_full();
+        let Some(source) = config.sources.iter().find(|known| &*known.name == source) else {
+            return Ok(None);
+        };
+        let given = self.store.show_handed_over(Arc::clone(&source.name)).await;
+        let shown = |given: HandedOver| HandedOverSecret {
+            received_at: given.received_at.to_string(),
+            sender: given.sender,
+            secret: String::from_utf8_lossy(given.secret.expose()).into_owned(),
+        };
+        Ok(Some(given.map_err(|error| error.to_string())?.into_iter().map(shown).collect()))
     }
 
     async fn reload(self: Arc<Self>) -> Result<Reloaded, String> {
@@ -57,6 +72,7 @@ impl Gateway for Parts {
             stored: requests(&source.name, "stored"),
             duplicate: requests(&source.name, "duplicate"),
             rejected: requests(&source.name, "rejected"),
+            secrets: self.secrets(source),
         });
         let (depths, lanes) = (self.store.depths(), self.lanes.states());
         let now = self.clock.steady().time;
@@ -94,6 +110,32 @@ impl Gateway for Parts {
 }
 
 impl Parts {
+    /// How the secrets of a source have been used, and what follows from that.
+    fn secrets(&self, source: &Source) -> Vec<SecretStatus> {
+        let with_use = |secret: SecretUse| {
+            let labels = [&*source.name, &*secret.name];
+            let last_used = self.metrics.verify_secret_last_used.with_label_values(&labels).get();
+            SecretUse {
+                last_used: (last_used > 0.0).then(|| from_milliseconds((last_used * 1e3) as i64)),
+                uses: self.metrics.verify_secret_uses.with_label_values(&labels).get(),
+                ..secret
+            }
+        };
+        let secrets: Vec<_> = source.verifier.secrets().map(with_use).collect();
+        let advice = advise(&secrets, self.started_at, self.clock.now());
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        let status = |(secret, advice): (SecretUse, Option<Advice>)| SecretStatus {
+            name: secret.name.to_string(),
+            not_before: text(secret.not_before),
+            not_after: text(secret.not_after),
+            last_used_at: text(secret.last_used),
+            uses: secret.uses,
+            warning: advice.as_ref().is_some_and(Advice::is_warning),
+            advice: advice.map(|advice| advice.to_string()),
+        };
+        secrets.into_iter().zip(advice).map(status).collect()
+    }
+
     fn refresh_gauges(&self) {
         let now = self.clock.steady().time;
         self.ingest.refresh_gauges();

@@ -74,7 +74,7 @@ fn document(preset: &Preset) -> serde_json::Value {
         "delivery_id_at": preset.scheme.id_places(),
         "signs_url": preset.scheme.signs_url(),
         "config": preset.scheme.config_names(),
-        "handshake": preset.handshake,
+        "handshake": handshakes(preset),
         "confirmed": preset.confirmed,
         "methods": methods(preset),
         "signed": { "timestamp": coverage.timestamp, "delivery_id": coverage.id, "body": coverage.body },
@@ -115,13 +115,18 @@ fn row(preset: &Preset) -> String {
     .filter_map(|(covered, what)| covered.then_some(what))
     .collect();
     let signed = if signed.is_empty() { "-".to_owned() } else { signed.join(", ") };
-    let handshake = if preset.handshake.is_empty() { "-".to_owned() } else { preset.handshake.join(", ") };
+    let handshake = handshakes(preset);
+    let handshake = if handshake.is_empty() { "-".to_owned() } else { handshake.join(", ") };
     format!(
         "| {linked}{unconfirmed} | {} {} | {signed} | {} | {handshake} |",
         bare(&scheme.places()),
         if scheme.algorithms().is_empty() { "secret".to_owned() } else { scheme.algorithms().join(", ") },
         bare(&scheme.id_places()),
     )
+}
+
+fn handshakes(preset: &Preset) -> Vec<&'static str> {
+    preset.scheme.handshakes().iter().map(|handshake| handshake.name()).collect()
 }
 
 fn methods(preset: &Preset) -> Vec<&str> {

@@ -118,6 +118,12 @@ fn print(status: &Status) {
             "{:<24} {provider:<18} {:>10} {:>10} {:>10}",
             source.name, source.stored, source.duplicate, source.rejected
         ));
+        for secret in &source.secrets {
+            if let Some(advice) = &secret.advice {
+                let warning = if secret.warning { "WARNING: " } else { "" };
+                say(&format!("  {warning}{}: {advice}", secret.name));
+            }
+        }
     }
     say("");
     say(&format!("{:<24} {:<18} {:>10} {:>10} {:>10}", "DESTINATION", "STATE", "PENDING", "OLDEST", "DEAD"));

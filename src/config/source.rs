@@ -61,6 +61,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
         value.text().map(str::to_owned)
     });
     read_mode(table);
+    let forward_handshake = read_forward_handshake(table, verification.as_ref());
     let Verification { provider, verifier, .. } = verification?;
     Some(Source {
         name: Arc::from(name?),
@@ -79,6 +80,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
         allow_subjects,
         ack,
         drop_events: drop_events.or_else(|| Some(preset?.drop_events.clone())).unwrap_or_default(),
+        forward_handshake,
     })
 }
 
@@ -236,6 +238,19 @@ fn read_route<'d>(value: &Value<'d>, around: &Surroundings<'_>) -> Option<(Route
         }
     }
     Some((Route { destination: Arc::from(name), events }, destination))
+}
+
+fn read_forward_handshake(table: &Table<'_>, verification: Option<&Verification>) -> bool {
+    let Some(value) = table.get("forward_handshake") else { return false };
+    let forward = value.boolean().unwrap_or(false);
+    let handshakes = verification.map(|verification| verification.verifier.handshakes());
+    if forward && handshakes.is_some_and(|handshakes| !handshakes.iter().any(|kind| kind.is_signed())) {
+        value.wrong(
+            "this provider has no handshake that it signs, and nothing else is forwarded",
+            "leave it out",
+        );
+    }
+    forward
 }
 
 fn read_replay_guard(table: &Table<'_>, verification: Option<&Verification>) -> ReplayGuard {

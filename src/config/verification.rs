@@ -9,7 +9,9 @@ use http::HeaderName;
 use super::secrets;
 use super::values::{Context, DAY, MILLISECOND, choice, duration, public_url};
 use crate::reader::{Table, Value, nearest};
-use crate::verify::{Enforcement, Preset, Scheme, Verifier, Window, preset, presets};
+use crate::verify::{
+    Enforcement, Handshake, HandshakeOptions, Preset, Scheme, Verifier, Window, preset, presets,
+};
 
 /// What makes a source's requests trustworthy.
 pub(super) struct Verification {
@@ -85,8 +87,11 @@ pub(super) fn read(
         Method::Custom(scheme) => (Arc::from("custom"), None, Some(*scheme)),
         Method::Unusable => (Arc::from(""), None, None),
     };
-    let publishes_keys = scheme.as_ref().is_some_and(Scheme::publishes_keys);
-    if table.get("secrets").is_none() && table.get("verify").is_none() && !publishes_keys {
+    let handshake = read_handshake(table, scheme.as_ref(), context);
+    // Whose keys are published, or whose secret comes with the handshake.
+    let is_handed = |scheme: &Scheme| scheme.handshakes().iter().any(|kind| kind.hands_over_secret());
+    let comes_later = scheme.as_ref().is_some_and(|scheme| scheme.publishes_keys() || is_handed(scheme));
+    if table.get("secrets").is_none() && table.get("verify").is_none() && !comes_later {
         let help = "`secrets = [{ env = \"NAME\" }]`, or `file = \"/path\"`; several may be valid at once";
         table.missing("secrets", "`secrets` is missing, so no request could be verified", help);
     }
@@ -108,11 +113,11 @@ pub(super) fn read(
         return None;
     }
     let (secrets, places): (Vec<_>, Vec<_>) = secrets.into_iter().unzip();
-    if secrets.is_empty() && !(publishes_keys && table.get("secrets").is_none()) {
+    if secrets.is_empty() && !(comes_later && table.get("secrets").is_none()) {
         return None;
     }
     match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url) {
-        Ok(verifier) => Some(Verification { provider, preset, verifier }),
+        Ok(verifier) => Some(Verification { provider, preset, verifier: verifier.with_handshake(handshake) }),
         Err(errors) => {
             for (index, error) in errors {
                 places[index].wrong(error.to_string(), "the secret as the provider shows it");
@@ -120,6 +125,38 @@ pub(super) fn read(
             None
         }
     }
+}
+
+/// What the source says of the handshakes that `scheme` has; `None` when that is not known.
+fn read_handshake(table: &Table<'_>, scheme: Option<&Scheme>, context: &Context<'_>) -> HandshakeOptions {
+    const TOKEN: &str = "a table such as { env = \"META_VERIFY_TOKEN\" }";
+    let value = table.get("handshake");
+    if let Some(value) = &value {
+        value.conceal(&["public_key", "origins", "env", "file"]);
+    }
+    let section = table.section("handshake");
+    let has = |kind| scheme.is_none_or(|scheme| scheme.handshakes().contains(&kind));
+    let get = |key, kind: Handshake| {
+        let value = section.get(key)?;
+        if !has(kind) {
+            value.wrong(format!("this provider has no handshake `{}`", kind.name()), "leave it out");
+        }
+        Some(value)
+    };
+    let verify_token = get("verify_token", Handshake::HubChallenge)
+        .and_then(|value| Some(secrets::find(&value.table(TOKEN)?, context)?.secret));
+    let public_key = get("public_key", Handshake::BtChallenge)
+        .and_then(|value| value.parse(plain_word, "the public key, as Braintree shows it"));
+    const ORIGINS: &str = "a list of names such as [\"eventgrid.azure.net\"], or [\"*\"]";
+    let origins = get("origins", Handshake::CloudEventsOptions).and_then(|value| value.array(ORIGINS));
+    let origins = origins.into_iter().flatten().filter_map(|origin| origin.parse(plain_word, ORIGINS));
+    HandshakeOptions { verify_token, public_key, origins: origins.collect() }
+}
+
+fn plain_word(text: &str) -> Result<String, &'static str> {
+    let is_word =
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.*".contains(&byte));
+    if is_word { Ok(text.to_owned()) } else { Err("it has other characters than letters, digits and `_-.`") }
 }
 
 /// Puts what the source says in `config` in place of the scheme's `{config:NAME}`.
@@ -209,6 +246,8 @@ fn refuse_without_verification(table: &Table<'_>) {
         "replay_guard",
         "on_missing_id",
         "public_url",
+        "handshake",
+        "forward_handshake",
     ];
     for key in keys {
         if let Some(value) = table.get(key) {

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
-use crate::config::Ack;
+use crate::config::{Ack, Source};
 use crate::store::StoreError;
-use crate::verify::Refusal;
+use crate::units::Rate;
+use crate::verify::{HandshakeAnswer, Refusal};
 
 /// Why a request was refused: a status for the sender, a label for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,12 @@ pub(super) enum Rejection {
     Stopping,
     /// The keys that the sender publishes could not be had.
     KeysMissing,
+    /// It looks like a handshake, and what it wants back is no provider's challenge.
+    HandshakeMalformed,
+    /// The origin that asks whether it may send is not allowed to.
+    OriginNotAllowed,
+    /// The URL that confirms a subscription could not be asked for.
+    NotConfirmed,
     /// The store could not take it.
     Store(StoreError),
     /// A bug of ours.
@@ -99,7 +106,7 @@ impl Rejection {
         "internal",
     ];
 
-    const LABELS_WITH_SOURCE: [&'static str; 14] = [
+    const LABELS_WITH_SOURCE: [&'static str; 17] = [
         "method_not_allowed",
         "address_not_allowed",
         "certificate_not_allowed",
@@ -110,6 +117,9 @@ impl Rejection {
         "overloaded",
         "stopping",
         "keys_missing",
+        "handshake_malformed",
+        "origin_not_allowed",
+        "not_confirmed",
         "store_busy",
         "disk_full",
         "store_failed",
@@ -139,6 +149,9 @@ impl Rejection {
             Self::Overloaded => "overloaded",
             Self::Stopping => "stopping",
             Self::KeysMissing => "keys_missing",
+            Self::HandshakeMalformed => "handshake_malformed",
+            Self::OriginNotAllowed => "origin_not_allowed",
+            Self::NotConfirmed => "not_confirmed",
             Self::Store(StoreError::Busy) => "store_busy",
             Self::Store(StoreError::DiskFull) => "disk_full",
             Self::Store(StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_)) => "store_failed",
@@ -146,21 +159,34 @@ impl Rejection {
         }
     }
 
+    /// What a body that is too large for a handshake is refused for, when the head had shown it to be none but that.
+    pub(super) fn unless_refused(self, refusal: Option<Refusal>) -> Self {
+        match (self, refusal) {
+            (Self::BodyTooLarge, Some(refusal)) => Self::Unverified(refusal),
+            (other, _) => other,
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
-            Self::MalformedHead | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::MalformedHead | Self::BodyBroken | Self::HandshakeMalformed => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::AddressNotAllowed | Self::CertificateNotAllowed => StatusCode::FORBIDDEN,
+            Self::AddressNotAllowed | Self::CertificateNotAllowed | Self::OriginNotAllowed => {
+                StatusCode::FORBIDDEN
+            }
             Self::Unverified(_) => StatusCode::UNAUTHORIZED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded | Self::Stopping | Self::KeysMissing | Self::Store(_) | Self::Internal => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Overloaded
+            | Self::Stopping
+            | Self::KeysMissing
+            | Self::NotConfirmed
+            | Self::Store(_)
+            | Self::Internal => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -204,6 +230,55 @@ pub(super) fn ack(ack: &Ack) -> Response<Full<Bytes>> {
         response.headers_mut().insert(CONTENT_TYPE, ack.content_type.clone());
     }
     response
+}
+
+/// The answer to a handshake of `source`; with `close` the last one of its connection.
+pub(super) fn handshake(answer: HandshakeAnswer, source: &Source, close: bool) -> Response<Full<Bytes>> {
+    let typed = |content_type: &'static str, body: String| {
+        let mut response = Response::new(Full::from(body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
+    };
+    let mut response = match answer {
+        HandshakeAnswer::Text(text) => typed("text/plain; charset=utf-8", text),
+        HandshakeAnswer::Json(document) => typed("application/json", document),
+        HandshakeAnswer::NoContent => {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        HandshakeAnswer::Granted(origin) => {
+            let mut response = Response::new(Full::default());
+            let headers = response.headers_mut();
+            headers.insert("webhook-allowed-origin", origin);
+            headers.insert("webhook-allowed-rate", allowed_rate(source.rate));
+            headers.insert(ALLOW, source.allowed_methods());
+            response
+        }
+        HandshakeAnswer::Keep(_, Some(echoed)) => {
+            let mut response = Response::new(Full::default());
+            response.headers_mut().insert("x-hook-secret", echoed);
+            response
+        }
+        HandshakeAnswer::Empty | HandshakeAnswer::Keep(_, None) | HandshakeAnswer::Confirm(_) => {
+            Response::new(Full::default())
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Requests a minute, as CloudEvents counts them.
+fn allowed_rate(rate: Option<Rate>) -> HeaderValue {
+    let a_minute = |rate: Rate| f64::from(rate.events) * 60.0 / rate.per.as_secs_f64();
+    match rate {
+        Some(rate) => HeaderValue::from((a_minute(rate) as u64).max(1)),
+        None => HeaderValue::from_static("*"),
+    }
 }
 
 /// RFC 9457 with nothing but the status.
@@ -265,6 +340,10 @@ mod tests {
             Rejection::RateLimited(Duration::ZERO),
             Rejection::Overloaded,
             Rejection::Stopping,
+            Rejection::KeysMissing,
+            Rejection::HandshakeMalformed,
+            Rejection::OriginNotAllowed,
+            Rejection::NotConfirmed,
             Rejection::Store(StoreError::Busy),
             Rejection::Store(StoreError::DiskFull),
             Rejection::Store(StoreError::Closed),

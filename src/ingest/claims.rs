@@ -23,6 +23,11 @@ impl Gate {
         Self { store, recent: Recent::new(entries), flights: Flights::default() }
     }
 
+    /// What stands behind the gate.
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     pub(super) fn entries(&self) -> i64 {
         self.recent.entries()
     }
@@ -90,7 +95,7 @@ mod tests {
     use crate::delivery::{Delivery, Received};
     use crate::id::Id;
     use crate::secret::Secret;
-    use crate::store::{Depth, Lease, Settlement, Swept};
+    use crate::store::{Depth, HandedOver, Lease, Settlement, Swept};
     use crate::verify::{Enforcement, Message, NamedSecret, Signer, Verified, Verifier, Window, preset};
 
     /// Answers accepts from a script, each when it is let go.
@@ -112,6 +117,12 @@ mod tests {
         async fn revive(&self, _: Id, _: Timestamp) -> Result<u64, StoreError> {
             *self.revived.lock().unwrap() += 1;
             Ok(1)
+        }
+        async fn hand_over(&self, _: Arc<str>, _: HandedOver) -> Result<bool, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn show_handed_over(&self, _: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
+            Err(StoreError::Closed)
         }
         async fn lease(&self, _: &str, _: usize, _: Timestamp) -> Result<Vec<Lease>, StoreError> {
             Err(StoreError::Closed)

@@ -73,10 +73,17 @@ pub(super) fn allow(
     source: &Source,
 ) -> Result<(), Rejection> {
     if !source.methods.contains(method) {
-        let allowed: Vec<&str> = source.methods.iter().map(Method::as_str).collect();
-        let allowed = HeaderValue::from_str(&allowed.join(", ")).map_err(|_| Rejection::Internal)?;
-        return Err(Rejection::MethodNotAllowed(allowed));
+        return Err(Rejection::MethodNotAllowed(source.allowed_methods()));
     }
+    allow_sender(sender, identity, source)
+}
+
+/// Whether the source takes anything from this address and the holder of this certificate.
+pub(super) fn allow_sender(
+    sender: IpAddr,
+    identity: Option<&Identity>,
+    source: &Source,
+) -> Result<(), Rejection> {
     let (addresses, subjects) = (&source.allow_addresses, &source.allow_subjects);
     if !addresses.is_empty() && !addresses.iter().any(|network| network.contains(&sender)) {
         return Err(Rejection::AddressNotAllowed);

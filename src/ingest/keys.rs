@@ -151,14 +151,23 @@ impl KeyCache {
     }
 
     async fn fetch_once(&self, verifier: &Verifier, url: &str) -> Result<Kept, FetchError> {
+        let document = self.fetch(url).await?;
+        let published = verifier.read_published(&document);
+        let keys = Arc::new(published.map_err(|error| FetchError::Unusable(error.to_string()))?);
+        Ok(Kept { keys, fetched_at: Instant::now() })
+    }
+
+    /// Asks for a URL that confirms something, whatever is there.
+    pub(super) async fn ask(&self, url: &str) -> Result<(), FetchError> {
+        self.fetch(url).await.map(drop)
+    }
+
+    async fn fetch(&self, url: &str) -> Result<Bytes, FetchError> {
         if !self.may_fetch() {
             return Err(FetchError::TooMany);
         }
         let document = tokio::time::timeout(TIMEOUT, self.fetch.fetch(url)).await;
-        let document = document.map_err(|_| FetchError::Unreachable("no answer in time".to_owned()))??;
-        let published = verifier.read_published(&document);
-        let keys = Arc::new(published.map_err(|error| FetchError::Unusable(error.to_string()))?);
-        Ok(Kept { keys, fetched_at: Instant::now() })
+        document.map_err(|_| FetchError::Unreachable("no answer in time".to_owned()))?
     }
 
     fn may_fetch(&self) -> bool {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use self::accept::{Accept, Revive};
 use self::depths::Depths;
 use self::directory::Refused;
+use self::handed_over::{HandOver, Show};
 use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
 use self::readers::Readers;
@@ -25,7 +26,9 @@ use crate::clock::{Timestamp, earlier};
 use crate::delivery::Delivery;
 use crate::id::Id;
 use crate::metrics::Metrics;
-use crate::store::{self, Accepted, Arrival, Depth, Outlet, Settlement, Store, StoreError, Swept};
+use crate::store::{
+    self, Accepted, Arrival, Depth, HandedOver, Outlet, Settlement, Store, StoreError, Swept,
+};
 
 mod accept;
 mod check;
@@ -33,6 +36,7 @@ mod claims;
 mod depths;
 mod directory;
 mod error;
+mod handed_over;
 mod health;
 mod lease;
 mod load;
@@ -223,6 +227,17 @@ impl Store for Sqlite {
 
     async fn revive(&self, id: Id, now: Timestamp) -> Result<u64, StoreError> {
         self.submit(Revive { id, now }).await
+    }
+
+    async fn hand_over(&self, source: Arc<str>, given: HandedOver) -> Result<bool, StoreError> {
+        if let Some(fault) = self.health.fault() {
+            return Err(fault);
+        }
+        self.submit(HandOver { source, given }).await
+    }
+
+    async fn show_handed_over(&self, source: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
+        self.submit(Show { source }).await
     }
 
     async fn lease(

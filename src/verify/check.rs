@@ -8,9 +8,11 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::code::Code;
+use super::handshake::{Handshake, is_open_to_all};
 use super::jwt::{self, JwtRule};
 use super::key::{Key, validity};
 use super::locate::{Locator, Request};
+use super::rotation::SecretUse;
 use super::scheme::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use super::signed::{Keys, Signed};
 use super::template::{Pieces, Template};
@@ -109,6 +111,16 @@ impl Checker {
         self.secrets.iter().map(|secret| &secret.name).chain(&self.published)
     }
 
+    pub(super) fn secrets(&self) -> impl Iterator<Item = SecretUse> {
+        self.secrets.iter().map(|secret| SecretUse {
+            name: Arc::clone(&secret.name),
+            not_before: secret.not_before,
+            not_after: secret.not_after,
+            last_used: None,
+            uses: 0,
+        })
+    }
+
     /// Where the sender publishes the keys of `request`, when there are none here.
     pub(super) fn keys_url(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
         match (&self.scheme.keys, &self.published) {
@@ -205,6 +217,9 @@ impl Checker {
                 (secret, Some(signed.into_iter().flat_map(|signed| signed.pieces).collect()))
             }
         };
+        if pieces.as_deref().is_some_and(|pieces| self.is_signed_for_all(pieces)) {
+            return Err(Refusal::SignatureMismatch);
+        }
         self.check_freshness(&evidence, now)?;
         let delivery_id = match (&evidence.signed_id, claimed_id) {
             (Some(id), _) => Some(id.clone()),
@@ -223,6 +238,36 @@ impl Checker {
             body_digest: signed_digest.filter(|_| pieces.as_deref().is_some_and(is_body)),
             signed_digest,
         })
+    }
+
+    /// Whether this gateway gives a MAC of what is signed to everybody who asks for one.
+    fn is_signed_for_all(&self, pieces: &[Cow<'_, [u8]>]) -> bool {
+        self.scheme.handshake.iter().any(|kind| kind.is_answered_with_key())
+            && is_open_to_all(&pieces.concat())
+    }
+
+    /// The MAC of a text with the secret of this name, or else the first active one.
+    pub(super) fn mac(&self, text: &[u8], secret: Option<&str>, now: Timestamp) -> Option<Vec<u8>> {
+        let Auth::Signature(rule) = &self.scheme.auth else { return None };
+        let mut active = self.active(None, now);
+        let held = active.find(|held| secret.is_none_or(|name| *held.name == *name))?;
+        match &held.credential {
+            Credential::Key(Key::Shared(key)) => Some(rule.algorithm.mac(key, &[Cow::Borrowed(text)])),
+            Credential::Key(Key::Public(_)) | Credential::Token(_) | Credential::Keys(_) => None,
+        }
+    }
+
+    /// What follows the host in a URL, when that is a host of the sender's.
+    pub(super) fn place_at_sender<'u>(&self, url: &'u str) -> Option<&'u str> {
+        self.scheme.keys.as_ref()?.place(url)
+    }
+
+    pub(super) fn handshakes(&self) -> &[Handshake] {
+        &self.scheme.handshake
+    }
+
+    pub(super) fn origins(&self) -> &[String] {
+        &self.scheme.origins
     }
 
     /// The delivery id, as far as the request has one that can be used.

@@ -26,8 +26,6 @@ pub struct Preset {
     pub timeout: Option<Duration>,
     /// Event types that are not forwarded by default.
     pub drop_events: Vec<String>,
-    /// The handshakes that it demands of a new endpoint, by their names.
-    pub handshake: Vec<String>,
     /// Whether genuine requests are never the same to the byte, so that a copy is a replay.
     pub guards_replays: bool,
     /// Where it documents its webhooks.
@@ -88,7 +86,6 @@ fn read(name: &str, table: &Table<'_>) -> Option<Preset> {
         retry_horizon: duration("retry_horizon"),
         timeout: duration("timeout"),
         drop_events: texts("drop_events"),
-        handshake: texts("handshake"),
         guards_replays: guards_replays?,
         docs: table.get("docs").and_then(|value| value.text().map(str::to_owned)),
         confirmed: table.require("confirmed", "true or false")?.boolean()?,

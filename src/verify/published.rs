@@ -41,15 +41,29 @@ impl KeySource {
             Self::Named { at, hosts, path } => {
                 let url = request.find(at)?.ok_or(Refusal::ValueMissing)?;
                 let url = std::str::from_utf8(&url).map_err(|_| Refusal::ValueMismatch)?;
-                let place =
-                    url.strip_prefix("https://").and_then(|rest| rest.split_at_checked(rest.find('/')?));
-                let is_known = |(host, place): (&str, &str)| {
-                    hosts.iter().any(|known| known.matches(host)) && path.matches(place)
-                };
-                if place.is_some_and(is_known) { Ok(url.to_owned()) } else { Err(Refusal::ValueMismatch) }
+                let is_known = |place: &str| path.matches(place);
+                if at_host(url, hosts).is_some_and(is_known) {
+                    Ok(url.to_owned())
+                } else {
+                    Err(Refusal::ValueMismatch)
+                }
             }
         }
     }
+
+    /// What follows the host in a URL, when that is one of the sender's.
+    pub(super) fn place<'u>(&self, url: &'u str) -> Option<&'u str> {
+        match self {
+            Self::At(_) => None,
+            Self::Named { hosts, .. } => at_host(url, hosts),
+        }
+    }
+}
+
+fn at_host<'u>(url: &'u str, hosts: &[Pattern]) -> Option<&'u str> {
+    let rest = url.strip_prefix("https://")?;
+    let (host, place) = rest.split_at_checked(rest.find('/')?)?;
+    hosts.iter().any(|known| known.matches(host)).then_some(place)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::algorithm::Algorithm;
 use super::code::Code;
 use super::encoding::Encoding;
 use super::grammar::Grammar;
+use super::handshake::Handshake;
 use super::jwt::JwtRule;
 use super::key::KeyRule;
 use super::locate::Locator;
@@ -33,6 +34,10 @@ pub struct Scheme {
     pub(super) require: Vec<(Locator, String)>,
     /// Where the sender publishes its keys.
     pub(super) keys: Option<KeySource>,
+    /// What it demands of a new endpoint.
+    pub(super) handshake: Vec<Handshake>,
+    /// Who asks with [`Handshake::CloudEventsOptions`].
+    pub(super) origins: Vec<String>,
 }
 
 /// How the sender is known.
@@ -210,6 +215,11 @@ impl Scheme {
     /// Whether a source may go without secrets, since the sender publishes its public keys.
     pub fn publishes_keys(&self) -> bool {
         self.keys.is_some()
+    }
+
+    /// The handshakes that the sender demands of a new endpoint.
+    pub fn handshakes(&self) -> &[Handshake] {
+        &self.handshake
     }
 
     pub(super) fn has_public_keys(&self) -> bool {

@@ -615,3 +615,27 @@ fn every_provider_can_be_configured() {
         assert_eq!(source.replay_guard, guard, "{name}");
     }
 }
+
+#[test]
+fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
+    let meta = "provider = \"meta\"\nhandshake = { verify_token = { env = \"SET\" } }";
+    assert_eq!(accepted(&source(meta)).sources.len(), 1);
+    check(
+        &source("handshake = { verify_token = { env = \"SET\" } }"),
+        "2:30: error: source[0].handshake.verify_token: this provider has no handshake `hub-challenge`",
+    );
+    check(
+        &source("provider = \"azure-event-grid\"\nhandshake = { origins = [\"a b\"] }"),
+        "3:26: error: source[0].handshake.origins[0]: `a b` cannot be used: it has other characters than letters, digits and `_-.`",
+    );
+    check(
+        &source("provider = \"meta\"\nforward_handshake = true"),
+        "3:21: error: source[0].forward_handshake: this provider has no handshake that it signs, and nothing else is forwarded",
+    );
+    assert!(accepted(&source("provider = \"slack\"\nforward_handshake = true")).sources[0].forward_handshake);
+    // Its secret comes with the handshake.
+    assert_eq!(
+        accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
+        0
+    );
+}

@@ -16,7 +16,7 @@ use countersign::forward::{Input, Outcome, Progress, RetryPolicy, Schedule, Stat
 use countersign::id::Id;
 use countersign::metrics::Metrics;
 use countersign::store::{
-    Accepted, Arrival, AttemptRecord, Depth, Lease, Outlet, Settlement, Store, StoreError, Swept,
+    Accepted, Arrival, AttemptRecord, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
 };
 use http::{HeaderMap, Method};
 
@@ -106,6 +106,14 @@ impl Store for MemoryStore {
                 row.replay = true;
             })
             .count() as u64)
+    }
+
+    async fn hand_over(&self, _: Arc<str>, _: HandedOver) -> Result<bool, StoreError> {
+        unreachable!("only handshakes hand over")
+    }
+
+    async fn show_handed_over(&self, _: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
+        unreachable!("only handshakes hand over")
     }
 
     async fn lease(&self, destination: &str, limit: usize, now: Timestamp) -> Result<Vec<Lease>, StoreError> {

@@ -10,6 +10,8 @@ mod bounded;
 mod commands;
 mod durable;
 mod exact;
+mod handshakes;
+mod observe;
 mod once;
 mod operate;
 mod readme;

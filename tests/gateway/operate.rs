@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
 use crate::sender::{body, every_provider};
-use crate::support::{Gateway, countersign, eventually};
+use crate::support::{Gateway, countersign, eventually, run};
 
 #[test]
 fn the_books_balance() {
@@ -202,4 +202,32 @@ fn one_process_per_data_directory() {
     let text = String::from_utf8_lossy(&second.stderr);
     assert!(text.contains("in use") && text.contains("data"), "{text}");
     assert!(second.stdout.is_empty());
+}
+
+#[test]
+fn status_tells_which_secrets_are_used_and_what_to_do_about_them() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&format!(
+        "[[source]]\nname = \"gh\"\nprovider = \"github\"\nto = [\"legacy\"]\nsecrets = [\
+         {{ name = \"new\", value = \"a-new-secret-0123456789\" }}, {{ name = \"old\", value = \"{SECRET}\" }}]\n\
+         [[destination]]\nname = \"legacy\"\nurl = \"{}\"\n",
+        backend.url()
+    ));
+    assert_eq!(Post::signed("github", "/webhooks/gh", "d-1", "push", b"{}").send(gateway.listen).status, 200);
+    let uses = |secret: &str| {
+        gateway.metric(&format!("countersign_verify_secret_uses_total{{secret=\"{secret}\",source=\"gh\"}}"))
+    };
+    assert_eq!((uses("new"), uses("old")), (Some(0.0), Some(1.0)));
+    let admin = format!("http://{}", gateway.admin);
+    let text = String::from_utf8(run(&["status", "--admin", &admin]).stdout).unwrap();
+    assert!(text.contains("WARNING: new: not used yet, only old matches"), "{text}");
+    let document: serde_json::Value = serde_json::from_str(&gateway.admin_get("/api/v1/status").1).unwrap();
+    let secrets = &document["sources"][0]["secrets"];
+    assert_eq!((&secrets[0]["uses"], &secrets[0]["warning"]), (&0.into(), &true.into()), "{secrets}");
+    assert_eq!(
+        (&secrets[1]["uses"], &secrets[1]["advice"]),
+        (&1.into(), &serde_json::Value::Null),
+        "{secrets}"
+    );
+    assert!(secrets[1]["last_used_at"].is_string(), "{secrets}");
 }

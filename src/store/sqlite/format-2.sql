@@ -47,3 +47,11 @@ CREATE INDEX forward_dead ON forward (destination) WHERE state = 'dead';
 -- Retention; dead letters are not in it.
 CREATE INDEX forward_settled ON forward (settled_at, delivery, destination)
     WHERE state = 'delivered' OR state = 'cancelled';
+
+-- Secrets that came with a handshake, until an operator has been shown them.
+CREATE TABLE handed_over (
+    source      TEXT NOT NULL,
+    received_at INTEGER NOT NULL,
+    sender      TEXT NOT NULL,
+    secret      BLOB NOT NULL
+) STRICT;

@@ -1,5 +1,4 @@
-//! Reads a scheme from its table. What belongs to the model but is still to come (handshakes) is refused by name, never
-//! ignored.
+//! Reads a scheme from its table.
 
 use super::{Auth, BodyDigest, Scheme, SignatureRule, TimestampPlace, TimestampRule, TokenRule};
 use crate::reader::{Table, Value};
@@ -7,6 +6,7 @@ use crate::verify::algorithm::Algorithm;
 use crate::verify::code::Code;
 use crate::verify::encoding::Encoding;
 use crate::verify::grammar::{Grammar, Names};
+use crate::verify::handshake::Handshake;
 use crate::verify::jwt::{self, ClaimValue, JwtRule};
 use crate::verify::key::{KeyEncoding, KeyRule};
 use crate::verify::locate::Locator;
@@ -17,11 +17,7 @@ use crate::verify::window::Unit;
 impl Scheme {
     /// Reads the keys of `[source.scheme]`. Every problem is reported; `None` when there was one that leaves no scheme.
     pub fn read(table: &Table<'_>) -> Option<Self> {
-        let handshake = table.get("handshake");
-        if let Some(value) = &handshake {
-            not_available(value, "handshake");
-        }
-        Self::read_fields(table, false).filter(|_| handshake.is_none())
+        Self::read_fields(table, false)
     }
 
     /// Reads the keys that a preset shares with `[source.scheme]`. Only presets may be code.
@@ -48,6 +44,8 @@ impl Scheme {
         let event = table.get("event").map_or(Some(Vec::new()), |value| locators(&value));
         let keys = table.get("keys").map(|value| read_keys(&value));
         let require = table.get("require").map_or(Some(Vec::new()), |value| read_require(&value));
+        let handshake = table.get("handshake").map_or(Some(Vec::new()), |value| read_handshake(&value));
+        let origins = table.get("origins").map_or(Some(Vec::new()), |value| texts(&value, "a list of names"));
         let scheme = Self {
             auth: auth?,
             timestamp: match timestamp {
@@ -61,6 +59,8 @@ impl Scheme {
                 Some(source) => Some(source?),
                 None => None,
             },
+            handshake: handshake?,
+            origins: origins?,
         };
         scheme.agrees(table).then_some(scheme)
     }
@@ -119,6 +119,13 @@ impl Scheme {
         }
         mistakes.iter().all(|(wrong, ..)| !wrong)
     }
+}
+
+fn read_handshake(value: &Value<'_>) -> Option<Vec<Handshake>> {
+    let kinds = value.array("a list of handshakes, such as [\"hub-challenge\"]")?;
+    // Every element is read, so that each mistake is reported.
+    let kinds: Vec<_> = kinds.iter().map(|kind| kind.one_of(&Handshake::NAMES)).collect();
+    kinds.into_iter().collect()
 }
 
 fn read_token(table: &Table<'_>) -> Option<TokenRule> {
@@ -416,13 +423,6 @@ fn non_empty(text: &str) -> Result<&str, &'static str> {
     if text.is_empty() { Err("it is empty") } else { Ok(text) }
 }
 
-fn not_available(value: &Value<'_>, what: &str) {
-    value.wrong(
-        format!("`{what}` is not available in this version"),
-        "this version verifies signatures and tokens",
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use http::HeaderName;
@@ -542,10 +542,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_to_come_is_refused_by_name() {
-        let later = |what: &str| format!("`{what}` is not available in this version");
+    fn handshakes_are_named() {
         let with = |line: &str| format!("{SIGNATURE}{line}");
-        check_wrong(&with("handshake = []"), "handshake", &later("handshake"));
+        let (scheme, told) = read(&with("handshake = ['crc', 'hub-challenge']"));
+        assert_eq!(told, []);
+        assert_eq!(scheme.unwrap().handshakes(), [Handshake::Crc, Handshake::HubChallenge]);
+        check_wrong(&with("handshake = ['crcs']"), "handshake[0]", "`crcs` is not a choice here");
     }
 
     #[test]
