@@ -50,6 +50,7 @@ mod algorithm;
 mod check;
 mod code;
 mod encoding;
+mod explain;
 mod grammar;
 mod jwt;
 mod key;
@@ -64,6 +65,7 @@ mod template;
 mod window;
 
 pub use check::{Proof, Published};
+pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use scheme::{NotTokenAuth, Scheme};
@@ -101,6 +103,11 @@ impl NamedSecret {
     /// A secret that is always valid.
     pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
         Self { name: name.into(), secret, not_before: None, not_after: None }
+    }
+
+    /// Whether it is valid at `now`.
+    pub fn is_active(&self, now: Timestamp) -> bool {
+        self.not_before.is_none_or(|from| from <= now) && self.not_after.is_none_or(|to| now <= to)
     }
 }
 
@@ -183,7 +190,7 @@ impl Verifier {
 
     /// The names of the secrets.
     pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.checked.iter().flat_map(|checked| checked.checker.secret_names())
+        self.checked.iter().flat_map(|checked| checked.checker.secrets()).map(|secret| &secret.name)
     }
 
     /// Refuses what needs no body to be refused: a missing or malformed signature, a stale timestamp in the head, a
@@ -270,6 +277,18 @@ impl Verifier {
         received: Received,
         published: Option<&Published>,
     ) -> Result<Verified, Refusal> {
+        self.verify_or_return(received, published).map_err(|(refusal, _)| refusal)
+    }
+
+    /// The same, giving back what is refused.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), with what was received.
+    pub fn verify_or_return(
+        &self,
+        received: Received,
+        published: Option<&Published>,
+    ) -> Result<Verified, (Refusal, Box<Received>)> {
         let Some(Checked { checker, enforcement, base_url, other_base_url }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
@@ -298,7 +317,7 @@ impl Verifier {
                 };
                 Ok(Verified::new(received, verification, facts))
             }
-            (Err(refusal), Enforcement::Enforce) => Err(refusal),
+            (Err(refusal), Enforcement::Enforce) => Err((refusal, Box::new(received))),
             (Err(refusal), Enforcement::Observe) => {
                 let facts = Facts {
                     delivery_id: checker.delivery_id(&request).ok().flatten(),

@@ -101,8 +101,16 @@ impl Checker {
         self.coverage
     }
 
-    pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.secrets.iter().map(|secret| &secret.name)
+    pub(super) fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    pub(super) fn window(&self) -> Window {
+        self.window
+    }
+
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &NamedSecret> {
+        self.secrets.iter().map(|secret| &secret.given)
     }
 
     /// Where the sender publishes the keys of `request`.
@@ -229,6 +237,12 @@ impl Checker {
         Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(&event, EVENT_BYTES_MAX)))
     }
 
+    /// The timestamp that `request` puts forward, when it is one.
+    pub(super) fn claimed_timestamp(&self, request: &Request<'_>) -> Option<Timestamp> {
+        let (_, at) = self.evidence(request, 0).ok()?.timestamp?;
+        Some(at)
+    }
+
     fn evidence<'a>(&'a self, request: &Request<'a>, group: usize) -> Result<Evidence<'a>, Refusal> {
         for (at, expected) in &self.scheme.require {
             let later = request.may_follow(std::slice::from_ref(at));
@@ -338,9 +352,7 @@ impl Checker {
         now: Timestamp,
     ) -> impl Iterator<Item = &'s HeldSecret> {
         let published = published.map(|Published(secret)| secret);
-        self.secrets.iter().chain(published).filter(move |secret| {
-            secret.not_before.is_none_or(|from| from <= now) && secret.not_after.is_none_or(|to| now <= to)
-        })
+        self.secrets.iter().chain(published).filter(move |secret| secret.given.is_active(now))
     }
 
     /// The active secret that makes one of `signatures`, and what is signed. Which byte of a signature is wrong changes
@@ -404,7 +416,7 @@ impl Checker {
         let mut refusal = Refusal::NoActiveSecret;
         for secret in self.active(published, now) {
             if matches(&secret.credential) {
-                return Ok(Arc::clone(&secret.name));
+                return Ok(Arc::clone(&secret.given.name));
             }
             refusal = mismatch;
         }
@@ -506,10 +518,8 @@ pub struct Published(HeldSecret);
 
 #[derive(Debug)]
 struct HeldSecret {
-    name: Arc<str>,
+    given: NamedSecret,
     credential: Credential,
-    not_before: Option<Timestamp>,
-    not_after: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -529,8 +539,7 @@ impl HeldSecret {
             }
             Auth::Signature(rule) => Credential::Key(Key::new(rule.algorithm, &rule.key, &secret.secret)?),
         };
-        let NamedSecret { name, not_before, not_after, .. } = secret;
-        Ok(Self { name, credential, not_before, not_after })
+        Ok(Self { given: secret, credential })
     }
 }
 
