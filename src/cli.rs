@@ -10,6 +10,7 @@ mod http;
 mod logging;
 mod notify;
 mod providers;
+mod rejections;
 mod reload;
 mod run;
 mod send;
@@ -41,6 +42,9 @@ enum Command {
     Status(status::Arguments),
     /// Have a running gateway load its configuration anew: exit 0, or 78 with every problem, nothing changed
     Reload(reload::Arguments),
+    /// List, explain or reverify requests that a running gateway has refused
+    #[command(subcommand)]
+    Rejections(rejections::Command),
     /// Check, back up or salvage a data directory
     #[command(subcommand)]
     Store(store::Command),
@@ -105,6 +109,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
+        Command::Rejections(command) => rejections::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {

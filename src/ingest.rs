@@ -20,6 +20,7 @@ use crate::dedup::Keys;
 use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
+use crate::store::quarantine::{BODY_BYTES_MAX, Quarantine, Rejected};
 use crate::store::{Accepted, Arrival, Store, StoreError};
 use crate::verify::{Refusal, Verified};
 
@@ -36,6 +37,7 @@ mod linger;
 mod listener;
 mod proxy;
 mod rejections;
+mod reverify;
 mod routes;
 mod tls;
 mod wire;
@@ -43,6 +45,7 @@ mod wire;
 pub use guard::Guarded;
 pub use keys::{Fetch, FetchError};
 pub use listener::{BindError, Certificate, Listener};
+pub use reverify::{NotReverified, Reverified};
 pub use tls::{Expiry, TlsError, check_certificate};
 
 use answer::{Rejection, TurnedAway};
@@ -61,6 +64,9 @@ pub struct Ingest {
     routes: ArcSwap<Routes>,
     gate: Gate,
     keys: KeyCache,
+    quarantine: Arc<Quarantine>,
+    /// Held by the one reverification that may be under way: once is once.
+    reverifying: tokio::sync::Mutex<()>,
     rejections: Rejections,
     /// What monotonic time is counted from.
     origin: Instant,
@@ -83,14 +89,21 @@ struct Peer {
 
 impl Ingest {
     /// Builds the pipeline over `store`. Limits and deadline are those of `config` until the process ends.
-    pub fn new(config: &Config, store: Arc<dyn Store>, clock: Clock, metrics: Metrics) -> Arc<Self> {
-        Self::with_fetch(config, store, clock, metrics, Arc::new(keys::Https::default()))
+    pub fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        quarantine: Arc<Quarantine>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Self::with_fetch(config, store, quarantine, clock, metrics, Arc::new(keys::Https::default()))
     }
 
     /// The same with another way to the keys that senders publish.
     pub fn with_fetch(
         config: &Config,
         store: Arc<dyn Store>,
+        quarantine: Arc<Quarantine>,
         clock: Clock,
         metrics: Metrics,
         fetch: Arc<dyn Fetch>,
@@ -109,6 +122,8 @@ impl Ingest {
             metrics,
             gate,
             keys: KeyCache::new(fetch),
+            quarantine,
+            reverifying: tokio::sync::Mutex::default(),
         };
         ingest.announce(config);
         Arc::new(ingest)
@@ -168,6 +183,15 @@ impl Ingest {
             .and_then(|()| self.budget.reserve(body.size_hint().exact(), source.body_max));
         let reservation = match early {
             Ok(reservation) => reservation,
+            Err(Rejection::Unverified(refusal)) => {
+                let (head, trusted) = ((head.method, head.headers, head.uri), &routes.trusted_proxies);
+                let whole =
+                    self.set_aside_early(source, refusal, head, sender, &peer, trusted, &mut body).await;
+                return match whole {
+                    true => self.refuse(&source.name, sender, &refusal.into(), false),
+                    false => self.refuse_unread(&source.name, sender, &refusal.into(), body, unread),
+                };
+            }
             Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
         };
         let read = tokio::select! {
@@ -233,21 +257,53 @@ impl Ingest {
 
     async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<&'static str, Rejection> {
         let source = &entry.source;
-        let published = match source.verifier.keys_url(&received)? {
-            Some(url) => Some(self.keys.get(&source.name, &source.verifier, url).await.map_err(|error| {
-                tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
-                Rejection::KeysMissing
-            })?),
-            None => None,
+        let verified = match self.verify(source, received).await {
+            Ok(verified) => Arc::new(verified),
+            Err((rejection, received)) => {
+                if let Rejection::Unverified(refusal) = rejection {
+                    self.set_aside(refusal, *received);
+                }
+                return Err(rejection);
+            }
         };
-        let verified = Arc::new(source.verifier.verify_with(received, published.as_deref())?);
         self.note_verified(source, &verified);
         let delivery = verified.delivery();
         if delivery.delivery_id.is_none() && !source.accept_missing_id {
+            self.set_aside_verified(Refusal::IdMissing, delivery);
             return Err(Refusal::IdMissing.into());
         }
         entry.admit()?;
+        let outcome = self.claim(source, Arc::clone(&verified)).await;
+        if let Err(Rejection::Unverified(refusal)) = outcome {
+            self.set_aside_verified(refusal, verified.delivery());
+        }
+        outcome
+    }
 
+    /// Verifies, with the keys that the sender publishes where it has to be; what is refused is given back.
+    async fn verify(
+        &self,
+        source: &Source,
+        received: Received,
+    ) -> Result<Verified, (Rejection, Box<Received>)> {
+        let published = match source.verifier.keys_url(&received) {
+            Ok(Some(url)) => match self.keys.get(&source.name, &source.verifier, url).await {
+                Ok(published) => Some(published),
+                Err(error) => {
+                    tracing::warn!(source = %source.name, %error, "the sender's keys cannot be had");
+                    return Err((Rejection::KeysMissing, Box::new(received)));
+                }
+            },
+            Ok(None) => None,
+            Err(refusal) => return Err((refusal.into(), Box::new(received))),
+        };
+        let judged = source.verifier.verify_or_return(received, published.as_deref());
+        judged.map_err(|(refusal, received)| (refusal.into(), received))
+    }
+
+    /// Claims and stores what has been verified.
+    async fn claim(&self, source: &Source, verified: Arc<Verified>) -> Result<&'static str, Rejection> {
+        let delivery = verified.delivery();
         let (id, body_bytes) = (delivery.id, delivery.body.len());
         let destinations = self.destinations(source, delivery.event.as_deref());
         let at = Moment { wall: delivery.received_at, steady: self.clock.steady() };
@@ -378,7 +434,14 @@ impl Ingest {
             for refusal in Refusal::ALL {
                 m.ingest_observed.with_label_values(&[name, refusal.label()]);
             }
+            for why in ["rate", "busy", "disk_full", "failed"] {
+                m.quarantine_dropped.with_label_values(&[name, why]);
+            }
+            for outcome in ["stored", "duplicate", "refused"] {
+                m.quarantine_reverified.with_label_values(&[name, outcome]);
+            }
             for counter in [
+                &m.quarantine_kept,
                 &m.ingest_unrouted,
                 &m.ingest_dropped,
                 &m.ingest_late,

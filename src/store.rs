@@ -13,6 +13,7 @@ use crate::forward::Progress;
 use crate::id::Id;
 use crate::verify::Verified;
 
+pub mod quarantine;
 pub mod sqlite;
 
 /// What ingest asks to be stored: a verified delivery, its claims, and where it goes.

@@ -27,6 +27,10 @@ impl Gate {
         self.recent.entries()
     }
 
+    pub(super) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     /// Claims and stores; durable when it returns `Ok`.
     pub(super) async fn claim(&self, arrival: Arrival) -> Result<Accepted, StoreError> {
         // No id and nothing signed: nothing that could make it a duplicate.

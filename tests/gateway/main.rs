@@ -13,5 +13,6 @@ mod exact;
 mod once;
 mod operate;
 mod readme;
+mod rejections;
 mod trust;
 mod verified;
