@@ -16,6 +16,7 @@ mod run;
 mod send;
 mod status;
 mod store;
+mod verify;
 
 /// A receiver-side webhook gateway: verifies what providers send, stores each delivery once, answers when it is on
 /// disk, and forwards it to slow backends under one uniform signature.
@@ -36,6 +37,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Sign a delivery as a provider would, send it, and print the answer
     Send(send::Arguments),
+    /// Tell why a captured request is refused: exit 0 when it is not, else 1
+    Verify(verify::Arguments),
     /// List the providers whose signatures are known
     Providers(providers::Arguments),
     /// Show how a running gateway stands
@@ -106,6 +109,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Send(arguments) => send::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),

@@ -187,8 +187,9 @@ impl Ingest {
                 let (head, trusted) = ((head.method, head.headers, head.uri), &routes.trusted_proxies);
                 let whole =
                     self.set_aside_early(source, refusal, head, sender, &peer, trusted, &mut body).await;
+                // The answer is the same, whether or not its body was read.
                 return match whole {
-                    true => self.refuse(&source.name, sender, &refusal.into(), false),
+                    true => self.refuse(&source.name, sender, &refusal.into(), unread),
                     false => self.refuse_unread(&source.name, sender, &refusal.into(), body, unread),
                 };
             }

@@ -84,6 +84,8 @@ impl Ingest {
         trusted: &[IpNet],
         body: &mut Incoming,
     ) -> bool {
+        // Who waits for a word before sending a body gets the refusal instead.
+        let is_asked_for = headers.contains_key(http::header::EXPECT);
         let declared = body.size_hint().exact();
         let most = source.body_max.min(BODY_BYTES_MAX as u64);
         let room = declared.unwrap_or(most).min(most);
@@ -99,7 +101,7 @@ impl Ingest {
                 () = self.cut.cancelled() => Err(Rejection::Stopping),
             }
         };
-        let bytes = read.await.ok().map(|(bytes, _)| bytes);
+        let bytes = if is_asked_for { None } else { read.await.ok().map(|(bytes, _)| bytes) };
         let whole = bytes.is_some();
         let received_at = from_milliseconds(self.clock.now().as_millisecond());
         let rejected = Rejected {

@@ -192,3 +192,23 @@ fn a_flood_of_refused_requests_is_sampled_and_every_one_is_counted() {
     let genuine = Post::signed("github", "/webhooks/github", "good", "push", &body("good"));
     assert_eq!(genuine.send(gateway.listen).status, 200);
 }
+
+#[test]
+fn a_captured_request_is_explained_without_a_gateway() {
+    let backend = Backend::accepting();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    crate::support::write_config(directory.path(), &config(&backend, &source("github", SECRET, "")));
+    let verify = |post: &Post| {
+        std::fs::write(file("request"), post.bytes()).unwrap();
+        let (config, request) = (file("countersign.toml"), file("request"));
+        let output =
+            run(&["verify", "--config", &config, "--source", "github", "--request", &request, "--json"]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), document["causes"][0]["cause"].as_str().unwrap().to_owned())
+    };
+    let mut post = Post::signed("github", "/webhooks/github", "d-1", "push", &body("d-1"));
+    assert_eq!(verify(&post), (Some(0), "verifies".to_owned()));
+    post.body.push(b'\n');
+    assert_eq!(verify(&post), (Some(1), "body_newline_added".to_owned()));
+}
