@@ -6,6 +6,10 @@
 //! | `GET /readyz` | no | 200 when deliveries can be accepted, else 503 and why |
 //! | `GET /metrics` | no | Prometheus text |
 //! | `GET /api/v1/status` | viewer | [`Status`] |
+//! | `GET /api/v1/rejections?source=&reason=&open=&limit=&cursor=` | viewer | [`Rejections`], the newest first |
+//! | `GET /api/v1/rejections/{id}` | viewer | [`Explained`]: what was received, and why it is refused |
+//! | `POST /api/v1/rejections/{id}/reverify` | operator | [`Reverification`]; 409 when it has been let in before |
+//! | `POST /api/v1/rejections/reverify?source=&reason=&limit=&cursor=` | operator | [`Reverifications`] |
 //! | `POST /api/v1/reload` | operator | [`Reloaded`], or 422 with every problem of the configuration |
 //! | `POST /api/v1/sources/{name}/handed-over` | operator | [`HandedOverSecret`]s, which are then gone |
 //!
@@ -27,11 +31,16 @@ use tokio::time::Instant;
 
 mod auth;
 mod handed_over;
+mod rejections;
 mod reload;
 mod status;
 
 pub use auth::{Denied, admit};
 pub use handed_over::HandedOverSecret;
+pub use rejections::{
+    Explained, ExplainedCause, RejectionQuery, RejectionRefused, RejectionSummary, Rejections,
+    Reverification, Reverifications,
+};
 pub use reload::Reloaded;
 pub use status::{CertificateStatus, DestinationStatus, SecretStatus, SourceStatus, Status, StoreStatus};
 
@@ -71,6 +80,18 @@ pub trait Gateway: Send + Sync + 'static {
     /// # Errors
     /// With every problem of the configuration, and no secret; everything has stayed as it was.
     async fn reload(self: Arc<Self>) -> Result<Reloaded, String>;
+
+    /// The requests in quarantine that `query` wants.
+    async fn rejections(&self, query: RejectionQuery) -> Result<Rejections, RejectionRefused>;
+
+    /// One of them, explained.
+    async fn rejection(&self, id: &str) -> Result<Explained, RejectionRefused>;
+
+    /// Lets one in that verifies by now.
+    async fn reverify(&self, id: &str) -> Result<Reverification, RejectionRefused>;
+
+    /// The same of all that `query` wants and that have not been let in.
+    async fn reverify_all(&self, query: RejectionQuery) -> Result<Reverifications, RejectionRefused>;
 }
 
 type Shown = State<Arc<dyn Gateway>>;
@@ -91,9 +112,11 @@ pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     let changes = Router::new()
         .route("/reload", post(reload))
         .route("/sources/{name}/handed-over", post(show_handed_over))
+        .merge(rejections::changes())
         .route_layer(middleware::from_fn(operators_only));
     let api = Router::new()
         .route("/status", get(show_status))
+        .merge(rejections::routes())
         .merge(changes)
         .fallback(nothing)
         .layer(middleware::from_fn_with_state(guarded, guard));

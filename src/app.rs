@@ -20,11 +20,13 @@ use crate::dispatch::Lanes;
 use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::store::quarantine::Quarantine;
 use crate::store::sqlite::{self, OpenError};
 
 mod drain;
 mod expiry;
 mod handover;
+mod rejections;
 mod reload;
 mod sockets;
 mod status;
@@ -62,6 +64,7 @@ struct Parts {
     started_at: Timestamp,
     metrics: Metrics,
     store: Arc<dyn Store>,
+    quarantine: Arc<Quarantine>,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
     certificate: Certificate,
@@ -163,7 +166,14 @@ impl App {
 
         let stages = Stages::default();
         let config = Arc::new(config);
-        let ingest = Ingest::new(&config, Arc::clone(&store), clock.clone(), metrics.clone());
+        // Held with the data directory; a look at what is kept must not hold up the start.
+        let quarantine = {
+            let (path, metrics) = (config.store.path.clone(), metrics.clone());
+            tokio::task::spawn_blocking(move || Quarantine::open(&path, &metrics)).await
+        };
+        let quarantine = Arc::new(quarantine.unwrap_or_else(|_| Quarantine::none(&metrics)));
+        let ingest =
+            Ingest::new(&config, Arc::clone(&store), Arc::clone(&quarantine), clock.clone(), metrics.clone());
         let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
             ingest,
@@ -177,6 +187,7 @@ impl App {
             clock,
             metrics,
             store,
+            quarantine,
             lanes,
         });
         parts.note_loaded(true);

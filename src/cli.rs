@@ -11,11 +11,13 @@ mod http;
 mod logging;
 mod notify;
 mod providers;
+mod rejections;
 mod reload;
 mod run;
 mod send;
 mod status;
 mod store;
+mod verify;
 
 /// A receiver-side webhook gateway: verifies what providers send, stores each delivery once, answers when it is on
 /// disk, and forwards it to slow backends under one uniform signature.
@@ -36,6 +38,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Sign a delivery as a provider would, send it, and print the answer
     Send(send::Arguments),
+    /// Tell why a captured request is refused: exit 0 when it is not, else 1
+    Verify(verify::Arguments),
     /// List the providers whose signatures are known
     Providers(providers::Arguments),
     /// Show how a running gateway stands
@@ -44,6 +48,9 @@ enum Command {
     Reload(reload::Arguments),
     /// Show the secrets that a provider's handshakes have handed over to a source: once, then they are gone
     HandedOver(handed_over::Arguments),
+    /// List, explain or reverify requests that a running gateway has refused
+    #[command(subcommand)]
+    Rejections(rejections::Command),
     /// Check, back up or salvage a data directory
     #[command(subcommand)]
     Store(store::Command),
@@ -105,10 +112,12 @@ pub(crate) fn run() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Send(arguments) => send::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Providers(arguments) => providers::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
         Command::HandedOver(arguments) => handed_over::run(&arguments),
+        Command::Rejections(command) => rejections::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {

@@ -142,6 +142,8 @@ pub struct StoreConfig {
     pub disk_reserve: Option<u64>,
     /// How long settled deliveries are kept.
     pub keep_delivered: Duration,
+    /// How long refused requests are kept.
+    pub keep_quarantined: Duration,
 }
 
 /// `[[source]]`

@@ -20,10 +20,9 @@ use crate::dedup::Keys;
 use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
+use crate::store::quarantine::{BODY_BYTES_MAX, Quarantine, Rejected};
 use crate::store::{Accepted, Arrival, HandedOver, Store, StoreError};
-use crate::verify::{
-    Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Published, Refusal, Verified,
-};
+use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
 
 mod activity;
 mod answer;
@@ -38,6 +37,7 @@ mod linger;
 mod listener;
 mod proxy;
 mod rejections;
+mod reverify;
 mod routes;
 mod tls;
 mod wire;
@@ -45,6 +45,7 @@ mod wire;
 pub use guard::Guarded;
 pub use keys::{Fetch, FetchError};
 pub use listener::{BindError, Certificate, Listener};
+pub use reverify::{NotReverified, Reverified};
 pub use tls::{Expiry, TlsError, check_certificate};
 
 use answer::{Rejection, TurnedAway};
@@ -66,6 +67,9 @@ pub struct Ingest {
     routes: ArcSwap<Routes>,
     gate: Gate,
     keys: KeyCache,
+    quarantine: Arc<Quarantine>,
+    /// Held by the one reverification that may be under way: once is once.
+    reverifying: tokio::sync::Mutex<()>,
     rejections: Rejections,
     /// What monotonic time is counted from.
     origin: Instant,
@@ -112,14 +116,21 @@ struct Peer {
 
 impl Ingest {
     /// Builds the pipeline over `store`. Limits and deadline are those of `config` until the process ends.
-    pub fn new(config: &Config, store: Arc<dyn Store>, clock: Clock, metrics: Metrics) -> Arc<Self> {
-        Self::with_fetch(config, store, clock, metrics, Arc::new(keys::Https::default()))
+    pub fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        quarantine: Arc<Quarantine>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Self::with_fetch(config, store, quarantine, clock, metrics, Arc::new(keys::Https::default()))
     }
 
     /// The same with another way to the keys that senders publish.
     pub fn with_fetch(
         config: &Config,
         store: Arc<dyn Store>,
+        quarantine: Arc<Quarantine>,
         clock: Clock,
         metrics: Metrics,
         fetch: Arc<dyn Fetch>,
@@ -138,6 +149,8 @@ impl Ingest {
             metrics,
             gate,
             keys: KeyCache::new(fetch),
+            quarantine,
+            reverifying: tokio::sync::Mutex::default(),
         };
         ingest.announce(config);
         Arc::new(ingest)
@@ -222,6 +235,16 @@ impl Ingest {
         });
         let (reservation, body_max, refusal) = match early {
             Ok(early) => early,
+            Err(Rejection::Unverified(refusal)) => {
+                let (head, trusted) = ((head.method, head.headers, head.uri), &routes.trusted_proxies);
+                let whole =
+                    self.set_aside_early(source, refusal, head, sender, &peer, trusted, &mut body).await;
+                // The answer is the same, whether or not its body was read.
+                return match whole {
+                    true => self.refuse(&source.name, sender, &refusal.into(), unread),
+                    false => self.refuse_unread(&source.name, sender, &refusal.into(), body, unread),
+                };
+            }
             Err(rejection) => return self.refuse_unread(&source.name, sender, &rejection, body, unread),
         };
         let read = tokio::select! {
@@ -297,17 +320,17 @@ impl Ingest {
             let answer = self.shake_hands(source, received.received_at, received.sender, shaken?).await?;
             return Ok(Settled::Handshake { answer, kept: None });
         }
-        let verified = match source.verifier.keys_url(&received) {
-            Ok(Some(url)) => {
-                let keys = self.keys.get(&source.name, &source.verifier, url).await;
-                let keys = keys.map_err(|_told| Rejection::KeysMissing)?;
-                verify(source, received, Some(keys)).await?
+        let verified = match self.verify(source, received).await {
+            Ok(verified) => verified,
+            Err((rejection, received)) => {
+                if let (Rejection::Unverified(refusal), Some(received)) = (&rejection, received) {
+                    self.set_aside(*refusal, *received);
+                }
+                return Err(rejection);
             }
-            Ok(None) => verify(source, received, None).await?,
-            Err(refusal) => source.verifier.refuse(received, refusal)?,
         };
         self.note_verified(source, &verified);
-        let delivery = verified.delivery();
+        let delivery = Arc::clone(verified.delivery());
         if let Some(shaken) = source.verifier.signed_handshake(&verified) {
             let answer = self.shake_hands(source, delivery.received_at, delivery.sender, shaken?).await?;
             let kept = match source.forward_handshake {
@@ -318,7 +341,10 @@ impl Ingest {
         }
         let is_missing = delivery.delivery_id.is_none() && !source.accept_missing_id;
         let verified = match is_missing {
-            true => source.verifier.refuse_verified(verified, Refusal::IdMissing)?,
+            true => {
+                let judged = source.verifier.refuse_verified(verified, Refusal::IdMissing);
+                judged.inspect_err(|refusal| self.set_aside_verified(*refusal, &delivery))?
+            }
             false => verified,
         };
         if let Some(refusal) = verified.observed() {
@@ -331,9 +357,45 @@ impl Ingest {
     async fn keep(&self, entry: &routes::Entry, verified: Verified) -> Result<Settled, Rejection> {
         let source = &entry.source;
         let verified = Arc::new(verified);
-        let delivery = verified.delivery();
         entry.admit()?;
+        let outcome = self.claim(source, Arc::clone(&verified)).await;
+        if let Err(Rejection::Unverified(refusal)) = outcome {
+            self.set_aside_verified(refusal, verified.delivery());
+        }
+        outcome
+    }
 
+    /// Verifies, with the keys that the sender publishes where it has to be, and a large body where that holds up nobody.
+    /// What is refused is given back.
+    async fn verify(
+        &self,
+        source: &Arc<Source>,
+        received: Received,
+    ) -> Result<Verified, (Rejection, Option<Box<Received>>)> {
+        let published = match source.verifier.keys_url(&received) {
+            Ok(Some(url)) => {
+                let keys = self.keys.get(&source.name, &source.verifier, url).await;
+                Some(keys.map_err(|_told| (Rejection::KeysMissing, None))?)
+            }
+            Ok(None) => None,
+            Err(refusal) => return source.verifier.refuse(received, refusal).map_err(given_back),
+        };
+        if received.body.len() < LARGE_BODY_BYTES {
+            let judged = source.verifier.verify_or_return(received, published.as_deref());
+            return judged.map_err(given_back);
+        }
+        let source = Arc::clone(source);
+        let work = move || source.verifier.verify_or_return(received, published.as_deref());
+        match tokio::task::spawn_blocking(work).await {
+            Ok(judged) => judged.map_err(given_back),
+            // A bug, which has been logged where it panicked.
+            Err(_) => Err((Rejection::Internal, None)),
+        }
+    }
+
+    /// Claims and stores what has been verified.
+    async fn claim(&self, source: &Source, verified: Arc<Verified>) -> Result<Settled, Rejection> {
+        let delivery = verified.delivery();
         let (id, body_bytes) = (delivery.id, delivery.body.len());
         let destinations = self.destinations(source, delivery.event.as_deref());
         let at = Moment { wall: delivery.received_at, steady: self.clock.steady() };
@@ -502,7 +564,14 @@ impl Ingest {
             for refusal in Refusal::ALL {
                 m.ingest_observed.with_label_values(&[name, refusal.label()]);
             }
+            for why in ["rate", "busy", "disk_full", "failed"] {
+                m.quarantine_dropped.with_label_values(&[name, why]);
+            }
+            for outcome in ["stored", "duplicate", "refused"] {
+                m.quarantine_reverified.with_label_values(&[name, outcome]);
+            }
             for counter in [
+                &m.quarantine_kept,
                 &m.ingest_unrouted,
                 &m.ingest_dropped,
                 &m.ingest_late,
@@ -525,22 +594,8 @@ impl Ingest {
     }
 }
 
-/// Verifies; a large body where that holds up nobody.
-async fn verify(
-    source: &Arc<Source>,
-    received: Received,
-    published: Option<Arc<Published>>,
-) -> Result<Verified, Rejection> {
-    if received.body.len() < LARGE_BODY_BYTES {
-        return Ok(source.verifier.verify_with(received, published.as_deref())?);
-    }
-    let source = Arc::clone(source);
-    let work = move || source.verifier.verify_with(received, published.as_deref());
-    match tokio::task::spawn_blocking(work).await {
-        Ok(verified) => Ok(verified?),
-        // A bug, which has been logged where it panicked.
-        Err(_) => Err(Rejection::Internal),
-    }
+fn given_back((refusal, received): (Refusal, Box<Received>)) -> (Rejection, Option<Box<Received>>) {
+    (refusal.into(), Some(received))
 }
 
 impl From<Refusal> for Rejection {

@@ -53,6 +53,16 @@ pub struct Metrics {
     pub verify_secret_last_used: GaugeVec,
     /// Our clock minus the timestamps of verified requests.
     pub verify_clock_skew: HistogramVec,
+    /// Refused requests that were put in quarantine.
+    pub quarantine_kept: IntCounterVec,
+    /// Refused requests that were not, by why.
+    pub quarantine_dropped: IntCounterVec,
+    /// What became of requests in quarantine that an operator had verified again.
+    pub quarantine_reverified: IntCounterVec,
+    /// Bytes that the quarantine holds.
+    pub quarantine_bytes: IntGauge,
+    /// Requests that the quarantine holds.
+    pub quarantine_entries: IntGauge,
     /// Entries of the cache in front of the claims.
     pub dedup_cache_entries: IntGauge,
     /// Duration of group commits, fsync included.
@@ -202,6 +212,23 @@ impl Metrics {
                 &SKEW_BUCKETS,
                 "source",
             ),
+            quarantine_kept: c.counters(
+                "quarantine_kept_total",
+                "Refused requests that were put in quarantine.",
+                &["source"],
+            ),
+            quarantine_dropped: c.counters(
+                "quarantine_dropped_total",
+                "Refused requests that were not put in quarantine: above the source's rate, too much waiting, the disk below its reserve, or the file failed.",
+                &["source", "why"],
+            ),
+            quarantine_reverified: c.counters(
+                "quarantine_reverified_total",
+                "Requests in quarantine that were verified again, by outcome; stored and duplicate ones have been counted as rejected before.",
+                &["source", "outcome"],
+            ),
+            quarantine_bytes: c.int_gauge("quarantine_bytes", "Bytes of the requests in quarantine."),
+            quarantine_entries: c.int_gauge("quarantine_entries", "Requests in quarantine."),
             dedup_cache_entries: c
                 .int_gauge("dedup_cache_entries", "Entries of the cache in front of the claims."),
             store_commit_duration: c.histogram(

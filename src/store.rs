@@ -14,6 +14,7 @@ use crate::id::Id;
 use crate::secret::Secret;
 use crate::verify::Verified;
 
+pub mod quarantine;
 pub mod sqlite;
 
 /// What ingest asks to be stored: a verified delivery, its claims, and where it goes.

@@ -50,6 +50,7 @@ mod algorithm;
 mod check;
 mod code;
 mod encoding;
+mod explain;
 mod grammar;
 mod handshake;
 mod jwt;
@@ -67,6 +68,7 @@ mod token;
 mod window;
 
 pub use check::{Proof, Published};
+pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource};
 pub use handshake::{Handshake, HandshakeAnswer, HandshakeOptions, HandshakeRefusal};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
@@ -108,6 +110,11 @@ impl NamedSecret {
     /// A secret that is always valid.
     pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
         Self { name: name.into(), secret, not_before: None, not_after: None }
+    }
+
+    /// Whether it is valid at `now`.
+    pub fn is_active(&self, now: Timestamp) -> bool {
+        self.not_before.is_none_or(|from| from <= now) && self.not_after.is_none_or(|to| now <= to)
     }
 }
 
@@ -282,6 +289,18 @@ impl Verifier {
         received: Received,
         published: Option<&Published>,
     ) -> Result<Verified, Refusal> {
+        self.verify_or_return(received, published).map_err(|(refusal, _)| refusal)
+    }
+
+    /// The same, giving back what is refused.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), with what was received.
+    pub fn verify_or_return(
+        &self,
+        received: Received,
+        published: Option<&Published>,
+    ) -> Result<Verified, (Refusal, Box<Received>)> {
         let Some(Checked { checker, enforcement, base_url, other_base_url, .. }) = &self.checked else {
             return Ok(Verified::new(received, self.unproven(), Facts::default()));
         };
@@ -318,10 +337,12 @@ impl Verifier {
     /// unverified, with the refusal noted.
     ///
     /// # Errors
-    /// The refusal, unless observing.
-    pub fn refuse(&self, received: Received, refusal: Refusal) -> Result<Verified, Refusal> {
+    /// The refusal, with what was received, unless observing.
+    pub fn refuse(&self, received: Received, refusal: Refusal) -> Result<Verified, (Refusal, Box<Received>)> {
         let observing = |checked: &&Checked| checked.enforcement == Enforcement::Observe;
-        let checked = self.checked.as_ref().filter(observing).ok_or(refusal)?;
+        let Some(checked) = self.checked.as_ref().filter(observing) else {
+            return Err((refusal, Box::new(received)));
+        };
         let checker = &checked.checker;
         let Received { method, target, headers, body, .. } = &received;
         let request = checked.request(method, target, headers, Some(body));

@@ -14,6 +14,7 @@ use countersign::dispatch::Lanes;
 use countersign::ingest::{Ingest, Listener};
 use countersign::metrics::Metrics;
 use countersign::secret::Secret;
+use countersign::store::quarantine::Quarantine;
 use countersign::store::{Store, sqlite};
 use countersign::verify::{Message, Signer, preset};
 use http::Method;
@@ -71,7 +72,13 @@ fn a_request_allocates_no_more_than_it_did() {
         };
         let store: Arc<dyn Store> = Arc::new(sqlite::open(options, lanes.clone()).unwrap());
         lanes.start(&store);
-        let ingest = Ingest::new(&config, Arc::clone(&store), clock.clone(), metrics);
+        let ingest = Ingest::new(
+            &config,
+            Arc::clone(&store),
+            Arc::new(Quarantine::none(&metrics)),
+            clock.clone(),
+            metrics,
+        );
         let (_, serving) = listener.serve(ingest, stop.clone());
         (address, store, tokio::spawn(serving))
     });

@@ -19,6 +19,7 @@ use countersign::config;
 use countersign::dispatch::Lanes;
 use countersign::ingest::{Fetch, FetchError, Ingest, Listener};
 use countersign::metrics::Metrics;
+use countersign::store::quarantine::Quarantine;
 use countersign::store::{Store, sqlite};
 use http::StatusCode;
 use serde_json::Value;
@@ -113,7 +114,14 @@ impl Gateway {
             };
             let store: Arc<dyn Store> = Arc::new(sqlite::open(options, lanes.clone()).unwrap());
             lanes.start(&store);
-            let ingest = Ingest::with_fetch(&config, store, clock, metrics, fetch);
+            let ingest = Ingest::with_fetch(
+                &config,
+                store,
+                Arc::new(Quarantine::none(&metrics)),
+                clock,
+                metrics,
+                fetch,
+            );
             let (_, serving) = listener.serve(ingest, stop.clone());
             tokio::spawn(serving);
             address

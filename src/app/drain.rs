@@ -61,6 +61,10 @@ impl App {
         };
         tokio::join!(finish, parts.lanes.drain(patience, settled_by));
 
+        // No thread holds a file of the directory when the store lets the next gateway in.
+        let quarantine = std::sync::Arc::clone(&parts.quarantine);
+        let closed = tokio::task::spawn_blocking(move || quarantine.close());
+        let _ = timeout_at(settled_by + settling / 8, closed).await;
         if timeout_at(until - settling / 8, parts.store.close()).await.is_err() {
             tracing::warn!(
                 "the store could not be closed in time; the next start finds what was acknowledged"

@@ -129,7 +129,11 @@ fn needs_restart(started: &Config, new: &Config) -> Vec<&'static str> {
     }
     let mut limits = new.limits.clone();
     (limits.drain, limits.drain_delay) = (started.limits.drain, started.limits.drain_delay);
-    let store = StoreConfig { keep_delivered: started.store.keep_delivered, ..new.store.clone() };
+    let store = StoreConfig {
+        keep_delivered: started.store.keep_delivered,
+        keep_quarantined: started.store.keep_quarantined,
+        ..new.store.clone()
+    };
     let sections = [
         ("listen", listen != started.listen),
         ("limits", limits != started.limits),

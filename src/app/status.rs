@@ -7,8 +7,9 @@ use http::{HeaderMap, Uri};
 
 use super::Parts;
 use crate::admin::{
-    self, CertificateStatus, Denied, DestinationStatus, Gateway, HandedOverSecret, Reloaded, SecretStatus,
-    SourceStatus, Status, StoreStatus,
+    self, CertificateStatus, Denied, DestinationStatus, Explained, Gateway, HandedOverSecret, RejectionQuery,
+    RejectionRefused, Rejections, Reloaded, Reverification, Reverifications, SecretStatus, SourceStatus,
+    Status, StoreStatus,
 };
 use crate::clock::{Timestamp, elapsed, from_milliseconds};
 use crate::config::{Role, Source};
@@ -51,6 +52,22 @@ impl Gateway for Parts {
 
     async fn reload(self: Arc<Self>) -> Result<Reloaded, String> {
         self.load_again().await
+    }
+
+    async fn rejections(&self, query: RejectionQuery) -> Result<Rejections, RejectionRefused> {
+        self.list_rejections(query).await
+    }
+
+    async fn rejection(&self, id: &str) -> Result<Explained, RejectionRefused> {
+        self.explain_rejection(id).await
+    }
+
+    async fn reverify(&self, id: &str) -> Result<Reverification, RejectionRefused> {
+        self.reverify_rejection(id).await
+    }
+
+    async fn reverify_all(&self, query: RejectionQuery) -> Result<Reverifications, RejectionRefused> {
+        self.reverify_rejections(query).await
     }
 
     fn status(&self) -> Status {

@@ -49,7 +49,11 @@ impl Parts {
     }
 
     async fn sweep(&self) {
-        let keep = self.config.load().store.keep_delivered;
+        let (keep, keep_quarantined) = {
+            let store = &self.config.load().store;
+            (store.keep_delivered, store.keep_quarantined)
+        };
+        self.quarantine.sweep(self.clock.now(), keep_quarantined);
         match self.store.sweep(self.clock.moment().earliest(), keep).await {
             Ok(swept) => {
                 tracing::debug!(deliveries = swept.deliveries, claims = swept.claims, "retention swept");

@@ -163,7 +163,7 @@ fn write_raw(bytes: &[u8]) -> Result<(), Failure> {
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Failure::Io(error.to_string()))
 }
 
-fn parse_time(text: &str) -> Result<Timestamp, String> {
+pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     match text.parse::<i64>() {
         Ok(seconds) => Timestamp::from_second(seconds).map_err(|error| error.to_string()),
         Err(_) => {

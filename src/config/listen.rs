@@ -249,8 +249,6 @@ pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfi
     });
     let retention = table.section("retention");
     let keep = |key| duration(&retention, key, 7 * DAY, SECOND..=DURATION_MAX, "how long it is kept");
-    // Read so that it is checked; nothing is put in quarantine yet.
-    keep("quarantine");
     StoreConfig {
         path: path.unwrap_or_else(|| context.directory.join("data")),
         disk_reserve: size_if_given(
@@ -260,5 +258,6 @@ pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfi
             "free space below which nothing is accepted",
         ),
         keep_delivered: keep("delivered"),
+        keep_quarantined: keep("quarantine"),
     }
 }

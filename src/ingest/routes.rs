@@ -46,6 +46,10 @@ impl Routes {
         }
     }
 
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.by_path.values().map(|entry| &entry.source)
+    }
+
     pub(super) fn find(&self, path: &str) -> Result<&Arc<Entry>, Rejection> {
         self.by_path.get(path).ok_or(Rejection::NoRoute)
     }

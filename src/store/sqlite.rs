@@ -55,6 +55,7 @@ mod writer;
 
 pub use self::check::Checked;
 pub use self::error::OpenError;
+pub(super) use self::row::{decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
 pub use self::tools::{Backup, backup, check, salvage};
 

@@ -108,14 +108,31 @@ impl Checker {
     }
 
     pub(super) fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.secrets.iter().map(|secret| &secret.name).chain(&self.published)
+        self.secrets.iter().map(|secret| &secret.given.name).chain(&self.published)
+    }
+
+    /// Whether nothing verifies without the keys that the sender publishes.
+    pub(super) fn awaits_keys(&self) -> bool {
+        self.published.is_some()
+    }
+
+    pub(super) fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    pub(super) fn window(&self) -> Window {
+        self.window
+    }
+
+    pub(super) fn given_secrets(&self) -> impl Iterator<Item = &NamedSecret> {
+        self.secrets.iter().map(|secret| &secret.given)
     }
 
     pub(super) fn secrets(&self) -> impl Iterator<Item = SecretUse> {
         self.secrets.iter().map(|secret| SecretUse {
-            name: Arc::clone(&secret.name),
-            not_before: secret.not_before,
-            not_after: secret.not_after,
+            name: Arc::clone(&secret.given.name),
+            not_before: secret.given.not_before,
+            not_after: secret.given.not_after,
             last_used: None,
             uses: 0,
         })
@@ -250,7 +267,7 @@ impl Checker {
     pub(super) fn mac(&self, text: &[u8], secret: Option<&str>, now: Timestamp) -> Option<Vec<u8>> {
         let Auth::Signature(rule) = &self.scheme.auth else { return None };
         let mut active = self.active(None, now);
-        let held = active.find(|held| secret.is_none_or(|name| *held.name == *name))?;
+        let held = active.find(|held| secret.is_none_or(|name| *held.given.name == *name))?;
         match &held.credential {
             Credential::Key(Key::Shared(key)) => Some(rule.algorithm.mac(key, &[Cow::Borrowed(text)])),
             Credential::Key(Key::Public(_)) | Credential::Token(_) | Credential::Keys(_) => None,
@@ -280,6 +297,12 @@ impl Checker {
     /// The event type. One that cannot be used is none: the delivery is genuine, and it is not lost for it.
     pub(super) fn event(&self, request: &Request<'_>) -> Result<Option<String>, Refusal> {
         Ok(request.find_first(&self.scheme.event)?.and_then(|event| text(&event, EVENT_BYTES_MAX)))
+    }
+
+    /// The timestamp that `request` puts forward, when it is one.
+    pub(super) fn claimed_timestamp(&self, request: &Request<'_>) -> Option<Timestamp> {
+        let (_, at) = self.evidence(request, 0).ok()?.timestamp?;
+        Some(at)
     }
 
     fn evidence<'a>(&'a self, request: &Request<'a>, group: usize) -> Result<Evidence<'a>, Refusal> {
@@ -386,9 +409,7 @@ impl Checker {
         now: Timestamp,
     ) -> impl Iterator<Item = &'s HeldSecret> {
         let published = published.map(|Published(secret)| secret);
-        self.secrets.iter().chain(published).filter(move |secret| {
-            secret.not_before.is_none_or(|from| from <= now) && secret.not_after.is_none_or(|to| now <= to)
-        })
+        self.secrets.iter().chain(published).filter(move |secret| secret.given.is_active(now))
     }
 
     /// The active secret that makes one of `signatures`, and what is signed. Which byte of a signature is wrong changes
@@ -452,7 +473,7 @@ impl Checker {
         let mut refusal = Refusal::NoActiveSecret;
         for secret in self.active(published, now) {
             if matches(&secret.credential) {
-                return Ok(Arc::clone(&secret.name));
+                return Ok(Arc::clone(&secret.given.name));
             }
             refusal = mismatch;
         }
@@ -551,10 +572,8 @@ pub struct Published(HeldSecret);
 
 #[derive(Debug)]
 struct HeldSecret {
-    name: Arc<str>,
+    given: NamedSecret,
     credential: Credential,
-    not_before: Option<Timestamp>,
-    not_after: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -574,7 +593,6 @@ impl HeldSecret {
             }
             Auth::Signature(rule) => Credential::Key(Key::new(rule.algorithm, &rule.key, &secret.secret)?),
         };
-        let NamedSecret { name, not_before, not_after, .. } = secret;
-        Ok(Self { name, credential, not_before, not_after })
+        Ok(Self { given: secret, credential })
     }
 }

@@ -84,6 +84,11 @@ impl Refusal {
         Self::Replayed,
     ];
 
+    /// The reason with this label.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|refusal| refusal.label() == label)
+    }
+
     /// The metrics' label.
     pub fn label(self) -> &'static str {
         match self {

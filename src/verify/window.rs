@@ -51,6 +51,18 @@ pub(super) enum Unit {
 }
 
 impl Unit {
+    pub(super) const ALL: [Self; 4] = [Self::Seconds, Self::Milliseconds, Self::Rfc3339, Self::HttpDate];
+
+    /// What operators call it.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Seconds => "seconds",
+            Self::Milliseconds => "milliseconds",
+            Self::Rfc3339 => "an RFC 3339 text",
+            Self::HttpDate => "an HTTP date",
+        }
+    }
+
     pub(super) fn parse(self, text: &str) -> Option<Timestamp> {
         match self {
             Self::Seconds => Timestamp::from_second(digits(text, 12)?).ok(),

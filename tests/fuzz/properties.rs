@@ -2,6 +2,7 @@
 //! drives them (`fuzz/`), and so does `./test`, over the corpora and over mutants of them.
 
 mod config;
+mod explain;
 mod grammar;
 mod head;
 mod jwt;
@@ -13,8 +14,9 @@ mod template;
 pub(crate) type Property = fn(&[u8]);
 
 /// Name, as that of the corpus and of cargo-fuzz's target and property.
-pub(crate) const TARGETS: [(&str, Property); 6] = [
+pub(crate) const TARGETS: [(&str, Property); 7] = [
     ("config", config::check),
+    ("explain", explain::check),
     ("grammar", grammar::check),
     ("head", head::check),
     ("jwt", jwt::check),

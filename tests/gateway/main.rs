@@ -15,5 +15,6 @@ mod observe;
 mod once;
 mod operate;
 mod readme;
+mod rejections;
 mod trust;
 mod verified;

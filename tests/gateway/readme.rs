@@ -59,6 +59,7 @@ fn every_promise_names_a_test_that_exists() {
         tests.join("hostile"),
         tests.join("reliability"),
         src.join("ingest"),
+        src.join("store"),
     ] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -37,6 +37,11 @@ fn warm_up(gateway: &Gateway) -> u64 {
         assert_eq!(post.send(gateway.listen).status, 200);
     }
     gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    // And the quarantine's.
+    let mut forged = Post::signed("github", "/webhooks/github", "forged", "push", &[b'f'; MIB]);
+    forged.body[0] = b'F';
+    assert_eq!(forged.send(gateway.listen).status, 401);
+    gateway.eventually_metric("countersign_quarantine_entries", 1.0);
     gateway.resident_bytes()
 }
 

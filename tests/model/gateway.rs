@@ -10,6 +10,7 @@ use countersign::config::{self, Config};
 use countersign::dispatch::Lanes;
 use countersign::ingest::{Ingest, Listener};
 use countersign::metrics::Metrics;
+use countersign::store::quarantine::Quarantine;
 use countersign::store::{Outlet as _, Store, sqlite};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -59,7 +60,13 @@ impl Gateway {
             };
             let store: Arc<dyn Store> = Arc::new(sqlite::open(options, lanes.clone()).unwrap());
             lanes.start(&store);
-            let ingest = Ingest::new(&config, store.clone(), clock, metrics.clone());
+            let ingest = Ingest::new(
+                &config,
+                store.clone(),
+                Arc::new(Quarantine::none(&metrics)),
+                clock,
+                metrics.clone(),
+            );
             let stop = CancellationToken::new();
             let (_, serving) = listener.serve(ingest.clone(), stop.clone());
             (address, store, lanes, metrics, ingest, stop, tokio::spawn(serving))

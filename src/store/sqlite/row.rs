@@ -200,7 +200,7 @@ fn checksum(delivery: &Delivery, headers: &[u8], body_digest: &[u8; 32]) -> Chec
 }
 
 /// Lines as on the wire: a value has no line end in it, and is otherwise any bytes.
-fn encode_headers(headers: &HeaderMap) -> Vec<u8> {
+pub(in crate::store) fn encode_headers(headers: &HeaderMap) -> Vec<u8> {
     let mut lines = Vec::new();
     for (name, value) in headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
@@ -210,7 +210,7 @@ fn encode_headers(headers: &HeaderMap) -> Vec<u8> {
     lines
 }
 
-fn decode_headers(mut lines: &[u8]) -> Option<HeaderMap> {
+pub(in crate::store) fn decode_headers(mut lines: &[u8]) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     while !lines.is_empty() {
         let end = lines.windows(2).position(|pair| pair == b"\r\n")?;
