@@ -537,6 +537,22 @@ pub(super) mod tests {
         }
     }
 
+    /// An empty log beside an index that still tells of commits looks after a power cut like a log that was cut off.
+    #[test]
+    fn the_log_is_emptied_at_the_end_only_when_its_index_is_on_disk() {
+        for (index_lost, emptied) in [(false, true), (true, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut writer = writer(&root);
+            assert_eq!(process(&mut writer, &[(SMALL, true)]), [Ok(1)]);
+            if index_lost {
+                std::fs::remove_file(root.path().join("countersign.db-shm")).unwrap();
+            }
+            writer.run();
+            let log = root.path().join("countersign.db-wal").metadata().map_or(0, |log| log.len());
+            assert_eq!(log == 0, emptied, "{log} bytes, index lost: {index_lost}");
+        }
+    }
+
     /// A log that somebody reads is not begun anew, and its room not there for the next commit.
     #[test]
     fn a_reader_that_stays_is_asked_for_the_log_only_now_and_then() {
