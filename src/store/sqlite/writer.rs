@@ -553,6 +553,19 @@ pub(super) mod tests {
         }
     }
 
+    /// On a full disk the next commit has no other room than that of the log.
+    #[test]
+    fn a_log_that_is_begun_anew_keeps_its_room() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let length = || root.path().join("countersign.db-wal").metadata().unwrap().len();
+        assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)]);
+        let grown = length();
+        assert!(grown > 1 << 20 && writer.restart_log());
+        assert_eq!(process(&mut writer, &[(SMALL, true)]), [Ok(1)]);
+        assert_eq!(length(), grown);
+    }
+
     /// A log that somebody reads is not begun anew, and its room not there for the next commit.
     #[test]
     fn a_reader_that_stays_is_asked_for_the_log_only_now_and_then() {
