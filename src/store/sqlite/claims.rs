@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::clock::from_milliseconds;
-    use crate::store::sqlite::schema;
+    use crate::store::sqlite::{schema, writer};
 
     fn key(number: u64) -> Key {
         Key::from_bytes(Sha256::digest(number.to_be_bytes()).into())
@@ -453,6 +453,18 @@ mod tests {
         claims.tend(&connection).unwrap();
         assert_eq!((runs(&connection), claims.recent.len(), claims.run_at), (1, 0, RUN_KEYS));
         assert!((0..30).all(|number| holds(&claims, &connection, number, 0)));
+    }
+
+    /// All claims since the start would be kept in memory.
+    #[test]
+    fn the_writer_makes_runs_as_it_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer::tests::writer(&root);
+        add(&mut writer.claims, &writer.connection, 0, 9);
+        writer.claims.run_at = 1;
+        writer::tests::process(&mut writer, &[("UPDATE meter SET n = n + 1", false)]);
+        assert_eq!((runs(&writer.connection), writer.claims.recent.len()), (1, 0));
+        assert!(holds(&writer.claims, &writer.connection, 0, 0));
     }
 
     /// Runs of which nothing is left would be read, and their filters asked, for ever.

@@ -338,7 +338,7 @@ pub(super) mod tests {
         fn wake(&self, _: &str) {}
     }
 
-    fn writer(root: &tempfile::TempDir) -> Writer {
+    pub(in crate::store::sqlite) fn writer(root: &tempfile::TempDir) -> Writer {
         let connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         connection.execute_batch("CREATE TABLE meter (n); INSERT INTO meter VALUES (0)").unwrap();
         Writer {
@@ -363,7 +363,10 @@ pub(super) mod tests {
     }
 
     /// Processes the statements in one batch, those with `true` as adding ones, and returns the answers.
-    fn process(writer: &mut Writer, work: &[(&'static str, bool)]) -> Vec<Result<usize, StoreError>> {
+    pub(in crate::store::sqlite) fn process(
+        writer: &mut Writer,
+        work: &[(&'static str, bool)],
+    ) -> Vec<Result<usize, StoreError>> {
         let jobs =
             work.iter().map(|(sql, adds)| if *adds { job(Sql::<true>(sql)) } else { job(Sql::<false>(sql)) });
         let (batch, answers): (Vec<_>, Vec<_>) = jobs.unzip();
