@@ -455,6 +455,21 @@ mod tests {
         assert!((0..30).all(|number| holds(&claims, &connection, number, 0)));
     }
 
+    /// They are in memory as well, however often the same key comes.
+    #[test]
+    fn claims_that_were_rolled_back_count_towards_a_run() {
+        let root = tempfile::tempdir().unwrap();
+        let (connection, mut claims) = open(&root);
+        let transaction = connection.unchecked_transaction().unwrap();
+        add(&mut claims, &transaction, 0, 9);
+        transaction.rollback().unwrap();
+        add(&mut claims, &connection, 0, 9);
+        claims.run_at = 4;
+        claims.tend(&connection).unwrap();
+        assert_eq!((runs(&connection), claims.recent.len()), (1, 0));
+        assert!(holds(&claims, &connection, 0, 0));
+    }
+
     /// All claims since the start would be kept in memory.
     #[test]
     fn the_writer_makes_runs_as_it_goes() {

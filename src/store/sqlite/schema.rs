@@ -313,4 +313,40 @@ mod tests {
         std::os::unix::fs::symlink("/dev/full", root.path().join("probe")).unwrap();
         assert!(matches!(failed(ffi::SQLITE_IOERR_WRITE), OpenError::Full { .. }));
     }
+
+    /// What an operator has changed is left alone, what is damaged is salvaged, and what is not ours is not touched.
+    #[test]
+    fn a_database_is_judged_by_its_header_and_its_schema() {
+        let judged = |change: &str| {
+            let root = tempfile::tempdir().unwrap();
+            let file = root.path().join("countersign.db");
+            let connection = create(&file).unwrap();
+            if change.starts_with("UPDATE sqlite_schema") {
+                connection.pragma_update(None, "writable_schema", true).unwrap();
+            }
+            connection.execute_batch(change).unwrap();
+            match identify(&connection, &file) {
+                Ok(format) => format!("format {format}"),
+                Err(error) => format!("{error:?}"),
+            }
+        };
+        for (change, expected) in [
+            ("", "format 2"),
+            ("CREATE TABLE theirs (x)", "format 2"),
+            ("ALTER TABLE claim ADD COLUMN theirs TEXT", "Altered"),
+            ("DROP INDEX claim_expiry", "Altered"),
+            (
+                "UPDATE sqlite_schema SET name = 'lost' WHERE name = 'claim_expiry'",
+                "not the one that was made",
+            ),
+            ("UPDATE sqlite_schema SET rootpage = 5 WHERE name IN ('claim', 'attempt')", "on one page"),
+            ("PRAGMA application_id = 7", "not the one that was written"),
+            ("PRAGMA user_version = 70000", "not the one that was written"),
+            ("PRAGMA user_version = 3", "Newer"),
+            ("PRAGMA application_id = 7; DROP TABLE claim", "Foreign"),
+        ] {
+            let judged = judged(change);
+            assert!(judged.contains(expected), "{change}: {judged}");
+        }
+    }
 }
