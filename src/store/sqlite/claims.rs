@@ -315,7 +315,7 @@ mod tests {
 
     use super::*;
     use crate::clock::from_milliseconds;
-    use crate::store::sqlite::schema;
+    use crate::store::sqlite::{schema, writer};
 
     fn key(number: u64) -> Key {
         Key::from_bytes(Sha256::digest(number.to_be_bytes()).into())
@@ -443,10 +443,82 @@ mod tests {
         transaction.commit().unwrap();
         let claims = Claims::load(&connection).unwrap();
         assert_eq!((runs(&connection), claims.recent.len()), (1, 5));
+        let longest: u32 =
+            connection.query_row("SELECT max(length(keys)) FROM claim_run", [], |row| row.get(0)).unwrap();
+        assert!((2_048..8_192).contains(&longest), "{longest} bytes read to find a key");
         for number in [0, 1, 1_000, count - 6, count - 5, count - 1, count] {
             let found = claims.find(&connection, key(number), from_milliseconds(0)).unwrap();
             assert_eq!(found, (number < count).then(|| claim(number)), "{number}");
         }
+    }
+
+    /// On a full disk every batch would try again, and fail again.
+    #[test]
+    fn a_run_that_cannot_be_made_waits_for_more_claims_and_loses_none() {
+        let root = tempfile::tempdir().unwrap();
+        let (connection, mut claims) = open(&root);
+        (0..30).for_each(|number| add(&mut claims, &connection, number, 9));
+        claims.run_at = claims.recent.len();
+        connection.pragma_update(None, "query_only", true).unwrap();
+        assert!(claims.tend(&connection).is_err());
+        connection.pragma_update(None, "query_only", false).unwrap();
+        claims.tend(&connection).unwrap();
+        assert_eq!(runs(&connection), 0);
+        assert!(claims.run_at < RUN_KEYS, "{} is never reached", claims.run_at);
+        assert!((0..30).all(|number| holds(&claims, &connection, number, 0)));
+        claims.run_at = claims.recent.len();
+        claims.tend(&connection).unwrap();
+        assert_eq!((runs(&connection), claims.recent.len(), claims.run_at), (1, 0, RUN_KEYS));
+        assert!((0..30).all(|number| holds(&claims, &connection, number, 0)));
+    }
+
+    /// They are in memory as well, however often the same key comes.
+    #[test]
+    fn claims_that_were_rolled_back_count_towards_a_run() {
+        let root = tempfile::tempdir().unwrap();
+        let (connection, mut claims) = open(&root);
+        let transaction = connection.unchecked_transaction().unwrap();
+        add(&mut claims, &transaction, 0, 9);
+        transaction.rollback().unwrap();
+        add(&mut claims, &connection, 0, 9);
+        claims.run_at = 4;
+        claims.tend(&connection).unwrap();
+        assert_eq!((runs(&connection), claims.recent.len()), (1, 0));
+        assert!(holds(&claims, &connection, 0, 0));
+    }
+
+    /// All claims since the start would be kept in memory.
+    #[test]
+    fn the_writer_makes_runs_as_it_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer::tests::writer(&root);
+        add(&mut writer.claims, &writer.connection, 0, 9);
+        writer.claims.run_at = 1;
+        writer::tests::process(&mut writer, &[("UPDATE meter SET n = n + 1", false)]);
+        assert_eq!((runs(&writer.connection), writer.claims.recent.len()), (1, 0));
+        assert!(holds(&writer.claims, &writer.connection, 0, 0));
+    }
+
+    /// Runs of which nothing is left would be read, and their filters asked, for ever.
+    #[test]
+    fn a_run_is_forgotten_when_the_last_of_its_claims_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let (connection, mut claims) = open(&root);
+        let mut run = |numbers: std::ops::Range<u64>, remove: &str| {
+            numbers.for_each(|number| add(&mut claims, &connection, number, 9));
+            connection.execute(remove, []).unwrap();
+            claims.run_at = 1;
+            claims.tend(&connection).unwrap();
+            let mut runs = connection.prepare("SELECT DISTINCT run FROM claim_run ORDER BY run").unwrap();
+            let stored: Vec<i64> =
+                runs.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+            assert_eq!(stored, claims.runs);
+            stored
+        };
+        assert_eq!(run(0..10, "DELETE FROM claim WHERE rowid = 0"), [10]);
+        assert_eq!(run(10..20, "DELETE FROM claim WHERE rowid <= 9"), [10, 20]);
+        assert_eq!(run(20..30, "DELETE FROM claim WHERE rowid <= 10"), [20, 30]);
+        assert_eq!(run(30..40, "DELETE FROM claim WHERE rowid BETWEEN 21 AND 30"), [20, 40]);
     }
 
     #[test]

@@ -269,4 +269,84 @@ mod tests {
         operator.execute_batch("COMMIT").unwrap();
         assert!(verify_durable(&connection, "TRUNCATE", Duration::ZERO).unwrap());
     }
+
+    /// SQLite says `wal` and goes on with a rollback journal when there cannot be a log.
+    #[test]
+    fn a_database_without_a_log_is_not_relied_on() {
+        let root = tempfile::tempdir().unwrap();
+        let connection = connect(&root.path().join("countersign.db")).unwrap();
+        let error = verify_durable(&connection, "TRUNCATE", Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("write-ahead log"), "{error}");
+    }
+
+    /// What a failed fsync kept from the disk, no later one brings there, unless it is written once more.
+    #[test]
+    fn a_log_that_was_left_is_written_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        let connection = open_writer(&file).unwrap();
+        connection.execute_batch("CREATE TABLE more (x)").unwrap();
+        let log = File::options().write(true).open(beside(&file, "-wal")).unwrap();
+        let (bytes, before) = (std::fs::read(beside(&file, "-wal")).unwrap(), std::time::UNIX_EPOCH);
+        log.set_modified(before).unwrap();
+        rewrite_log(&connection, &file).unwrap();
+        assert_ne!(log.metadata().unwrap().modified().unwrap(), before);
+        assert_eq!(std::fs::read(beside(&file, "-wal")).unwrap(), bytes);
+        connection.execute_batch("CREATE TABLE further (x)").unwrap();
+    }
+
+    /// A full disk and a lock pass, and what is damaged is salvaged: each wants something else of an operator.
+    #[test]
+    fn a_start_that_fails_says_whether_waiting_helps() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("countersign.db");
+        let failed = |code| failure(&file, rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        assert!(matches!(failed(ffi::SQLITE_BUSY), OpenError::Busy { .. }));
+        assert!(matches!(failed(ffi::SQLITE_CORRUPT), OpenError::Damaged { .. }));
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE] {
+            assert!(matches!(failed(code), OpenError::Full { .. }), "{code}");
+        }
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_CANTOPEN] {
+            assert!(matches!(failed(code), OpenError::Sqlite { .. }), "{code}");
+        }
+        // What SQLite takes for a broken disk, and the operating system, when it is asked, for a quota that is used up.
+        std::os::unix::fs::symlink("/dev/full", root.path().join("probe")).unwrap();
+        assert!(matches!(failed(ffi::SQLITE_IOERR_WRITE), OpenError::Full { .. }));
+    }
+
+    /// What an operator has changed is left alone, what is damaged is salvaged, and what is not ours is not touched.
+    #[test]
+    fn a_database_is_judged_by_its_header_and_its_schema() {
+        let judged = |change: &str| {
+            let root = tempfile::tempdir().unwrap();
+            let file = root.path().join("countersign.db");
+            let connection = create(&file).unwrap();
+            if change.starts_with("UPDATE sqlite_schema") {
+                connection.pragma_update(None, "writable_schema", true).unwrap();
+            }
+            connection.execute_batch(change).unwrap();
+            match identify(&connection, &file) {
+                Ok(format) => format!("format {format}"),
+                Err(error) => format!("{error:?}"),
+            }
+        };
+        for (change, expected) in [
+            ("", "format 2"),
+            ("CREATE TABLE theirs (x)", "format 2"),
+            ("ALTER TABLE claim ADD COLUMN theirs TEXT", "Altered"),
+            ("DROP INDEX claim_expiry", "Altered"),
+            (
+                "UPDATE sqlite_schema SET name = 'lost' WHERE name = 'claim_expiry'",
+                "not the one that was made",
+            ),
+            ("UPDATE sqlite_schema SET rootpage = 5 WHERE name IN ('claim', 'attempt')", "on one page"),
+            ("PRAGMA application_id = 7", "not the one that was written"),
+            ("PRAGMA user_version = 70000", "not the one that was written"),
+            ("PRAGMA user_version = 3", "Newer"),
+            ("PRAGMA application_id = 7; DROP TABLE claim", "Foreign"),
+        ] {
+            let judged = judged(change);
+            assert!(judged.contains(expected), "{change}: {judged}");
+        }
+    }
 }

@@ -53,9 +53,15 @@ impl Ballast {
         }
         let whole = self.bytes.load(Ordering::Acquire).saturating_add(more);
         let open = || File::options().write(true).create(true).truncate(false).open(&self.path);
-        match open().and_then(|file| Ok(fallocate(file, FallocateFlags::empty(), 0, whole)?)) {
+        self.note(whole, open().and_then(|file| Ok(fallocate(file, FallocateFlags::empty(), 0, whole)?)));
+    }
+
+    /// What came of keeping this much aside.
+    fn note(&self, whole: u64, kept: io::Result<()>) {
+        match kept {
             Ok(()) => self.bytes.store(whole, Ordering::Release),
-            Err(error) if error.kind() == ErrorKind::StorageFull => {}
+            // There may be another time.
+            Err(error) if is_want_of_room(&error) => {}
             Err(error) => {
                 self.refused.store(true, Ordering::Relaxed);
                 tracing::info!(%error, "no room can be kept aside for when the disk is full");
@@ -178,6 +184,21 @@ mod tests {
         ballast.keep(ballast.owed(8 << 20));
         assert_eq!(ballast.owed(8 << 20), 0);
         assert!(!ballast.give());
+    }
+
+    /// Whoever fills the disk while room is kept aside, or a quota that is used up, must not end the keeping for good: the
+    /// next full disk would find nothing kept.
+    #[test]
+    fn room_that_is_not_there_now_is_kept_later() {
+        let root = tempfile::tempdir().unwrap();
+        let ballast = Ballast::find(root.path());
+        let owed = ballast.owed(8 << 20);
+        for error in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+            ballast.note(owed, Err(error.into()));
+            assert_eq!((ballast.owed(8 << 20), ballast.give()), (owed, false), "{error}");
+        }
+        ballast.keep(owed);
+        assert_eq!(ballast.owed(8 << 20), 0);
     }
 
     /// What the next write will meet, as far out as the log reaches; and nothing is left of the trial.

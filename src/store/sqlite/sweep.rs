@@ -190,4 +190,25 @@ mod tests {
             assert_eq!(steps(5, BYTES_MAX / 2, forwards), [2, 2, 1]);
         }
     }
+
+    /// Of a busy day's claims only the first step would ever go.
+    #[test]
+    fn claims_go_in_steps_until_none_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
+        let transaction = connection.transaction().unwrap();
+        let claims = "WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i <= ?1)
+            INSERT INTO claim SELECT NULL, x'', x'', 0, NULL FROM i";
+        transaction.execute(claims, [ROWS_MAX]).unwrap();
+        let mut claims = Claims::load(&transaction).unwrap();
+        let (mut stage, mut removed) = (Some(Stage::Claims), Vec::new());
+        while let Some(next) = stage {
+            let now = from_milliseconds(1_800_000_000_000);
+            let sweep = Sweep { now, before: now, stage: next };
+            let (swept, after) = sweep.apply(&transaction, &mut claims, &mut Effects::new(&NoLanes)).unwrap();
+            removed.push(swept.claims);
+            stage = after;
+        }
+        assert_eq!(removed, [ROWS_MAX.unsigned_abs(), 1, 0]);
+    }
 }

@@ -338,7 +338,7 @@ pub(super) mod tests {
         fn wake(&self, _: &str) {}
     }
 
-    fn writer(root: &tempfile::TempDir) -> Writer {
+    pub(in crate::store::sqlite) fn writer(root: &tempfile::TempDir) -> Writer {
         let connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         connection.execute_batch("CREATE TABLE meter (n); INSERT INTO meter VALUES (0)").unwrap();
         Writer {
@@ -363,7 +363,10 @@ pub(super) mod tests {
     }
 
     /// Processes the statements in one batch, those with `true` as adding ones, and returns the answers.
-    fn process(writer: &mut Writer, work: &[(&'static str, bool)]) -> Vec<Result<usize, StoreError>> {
+    pub(in crate::store::sqlite) fn process(
+        writer: &mut Writer,
+        work: &[(&'static str, bool)],
+    ) -> Vec<Result<usize, StoreError>> {
         let jobs =
             work.iter().map(|(sql, adds)| if *adds { job(Sql::<true>(sql)) } else { job(Sql::<false>(sql)) });
         let (batch, answers): (Vec<_>, Vec<_>) = jobs.unzip();
@@ -535,6 +538,35 @@ pub(super) mod tests {
             let made = writer.make_room();
             assert_eq!((made, ballast.metadata().unwrap().len()), expected);
         }
+    }
+
+    /// An empty log beside an index that still tells of commits looks after a power cut like a log that was cut off.
+    #[test]
+    fn the_log_is_emptied_at_the_end_only_when_its_index_is_on_disk() {
+        for (index_lost, emptied) in [(false, true), (true, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut writer = writer(&root);
+            assert_eq!(process(&mut writer, &[(SMALL, true)]), [Ok(1)]);
+            if index_lost {
+                std::fs::remove_file(root.path().join("countersign.db-shm")).unwrap();
+            }
+            writer.run();
+            let log = root.path().join("countersign.db-wal").metadata().map_or(0, |log| log.len());
+            assert_eq!(log == 0, emptied, "{log} bytes, index lost: {index_lost}");
+        }
+    }
+
+    /// On a full disk the next commit has no other room than that of the log.
+    #[test]
+    fn a_log_that_is_begun_anew_keeps_its_room() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(&root);
+        let length = || root.path().join("countersign.db-wal").metadata().unwrap().len();
+        assert_eq!(process(&mut writer, &[(GROW, true)]), [Ok(1)]);
+        let grown = length();
+        assert!(grown > 1 << 20 && writer.restart_log());
+        assert_eq!(process(&mut writer, &[(SMALL, true)]), [Ok(1)]);
+        assert_eq!(length(), grown);
     }
 
     /// A log that somebody reads is not begun anew, and its room not there for the next commit.

@@ -76,6 +76,7 @@ fn probes(start: u64) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::claims::RUN_KEYS;
 
     fn start(run: i64, number: u64) -> u64 {
         fastrand::Rng::with_seed(run.unsigned_abs() << 32 | number).u64(..)
@@ -102,5 +103,15 @@ mod tests {
         }
         assert!(named < 2 * 70 + 5, "{named} runs named for 138 keys");
         assert_eq!(Filter::default().candidates(7).count(), 0);
+    }
+
+    /// Each run that is named in vain costs an arrival a read.
+    #[test]
+    fn a_full_run_is_named_in_vain_once_in_a_thousand_times() {
+        let mut filter = Filter::default();
+        filter.add(1);
+        filter.insert(1, (0..RUN_KEYS as u64).map(|number| start(1, number)));
+        let named = (0..20_000).filter(|number| filter.candidates(start(2, *number)).count() > 0).count();
+        assert!((5..40).contains(&named), "{named} of 20,000");
     }
 }

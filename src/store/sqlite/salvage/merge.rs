@@ -434,12 +434,17 @@ mod tests {
         check(&attempt(15, Null), None, false);
     }
 
-    #[test]
-    fn a_delivery_of_another_shape_is_lost_and_told() {
+    fn delivery(body: Value) -> Vec<Value> {
         let mut row = vec![blob(16), text("source"), text("name"), Null, Integer(5)];
         row.extend([text("sender"), text("method"), text("target"), Integer(1), text("scheme"), Null, Null]);
-        // The last of them is the body, and has another type than was written.
-        row.extend([Integer(0), blob(16), blob(0), text("body")]);
+        row.extend([Integer(0), blob(16), blob(0), body]);
+        row
+    }
+
+    #[test]
+    fn a_delivery_of_another_shape_is_lost_and_told() {
+        // The body has another type than was written.
+        let mut row = delivery(text("body"));
         let (_, known, salvaged) = taken(&row);
         assert!(known);
         assert_eq!((salvaged.deliveries, salvaged.findings.len()), (0, 1));
@@ -450,6 +455,43 @@ mod tests {
         check(&row[..DELIVERY.0 - 1], None, false);
         row[0] = blob(15);
         check(&row, None, false);
+    }
+
+    /// What a full disk has not taken would be told as lost, and be set aside with the damaged files.
+    #[test]
+    fn a_salvage_that_finds_no_room_takes_no_delivery_for_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let connection = schema::create(&root.path().join("any.db")).unwrap();
+        let staging = Staging::new(&connection).unwrap();
+        let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        let error = staging.take(&delivery(blob(1 << 16)), NEWEST).unwrap_err();
+        assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DiskFull), "{error}");
+    }
+
+    /// Only an operator can know where a delivery was to go when there is none like it.
+    #[test]
+    fn a_lost_forward_is_made_like_others_or_told_as_lost() {
+        for (others, made) in [(0, true), (1, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let connection = schema::create(&root.path().join("any.db")).unwrap();
+            let staging = Staging::new(&connection).unwrap();
+            let insert = |id: u8, forwards: u8| {
+                let sql = "INSERT INTO delivery
+                    VALUES (?1, 's', NULL, NULL, 5, 'x', 'x', 'x', 1, 'x', NULL, NULL, ?2, x'', x'', x'')";
+                connection.execute(sql, params![[id; 16], forwards]).unwrap();
+            };
+            insert(1, 1);
+            insert(2, 1 + others);
+            let forward = "INSERT INTO forward VALUES (?1, 'a', 'delivered', 5, 1, 5, 0, 5, NULL)";
+            connection.execute(forward, [[2_u8; 16]]).unwrap();
+            staging.complete_forwards().unwrap();
+            let lost = "SELECT lost FROM finding WHERE delivery = ?1";
+            let lost: bool = connection.query_row(lost, [[1_u8; 16]], |row| row.get(0)).unwrap();
+            let waiting = "SELECT count(*) FROM forward WHERE delivery = ?1 AND state = 'waiting'";
+            let waiting: u8 = connection.query_row(waiting, [[1_u8; 16]], |row| row.get(0)).unwrap();
+            assert_eq!((lost, waiting), (!made, u8::from(made)), "{others}");
+        }
     }
 
     #[test]
