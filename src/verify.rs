@@ -878,8 +878,8 @@ mod tests {
         let new = |enforcement| verifier("aws-sns", Vec::new(), enforcement);
         assert_eq!(new(Enforcement::Enforce).keys_url(&received), Err(Refusal::ValueMissing));
         let observing = new(Enforcement::Observe);
-        assert_eq!(observing.keys_url(&received), Ok(None));
-        assert_eq!(observing.verify(received).unwrap().observed(), Some(Refusal::SignatureMissing));
+        let refusal = observing.keys_url(&received).unwrap_err();
+        assert_eq!(observing.refuse(received, refusal).unwrap().observed(), Some(Refusal::ValueMissing));
         assert_eq!(observing.secret_names().map(|name| &**name).collect::<Vec<_>>(), ["published"]);
         let pinned = verifier("github", vec![secret("only", SECRET)], Enforcement::Enforce);
         assert_eq!(pinned.keys_url(&signed("github", "{}")), Ok(None));

@@ -198,7 +198,7 @@ mod tests {
         let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         let transaction = connection.transaction().unwrap();
         let claims = "WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i <= ?1)
-            INSERT INTO claim SELECT NULL, x'', x'', 0, NULL FROM i";
+            INSERT INTO claim SELECT NULL, NULL, x'', x'', 0, NULL FROM i";
         transaction.execute(claims, [ROWS_MAX]).unwrap();
         let mut claims = Claims::load(&transaction).unwrap();
         let (mut stage, mut removed) = (Some(Stage::Claims), Vec::new());
