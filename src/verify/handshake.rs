@@ -24,7 +24,7 @@ use crate::secret::Secret;
 pub(crate) const BODY_BYTES_MAX: u64 = 16 << 10;
 /// Challenges are UUIDs, random texts, or a sentence with one of them.
 const ECHO_BYTES_MAX: usize = 1024;
-const TOKEN_BYTES_MAX: usize = 256;
+pub(super) const TOKEN_BYTES_MAX: usize = 256;
 /// RFC 1035.
 const ORIGIN_BYTES_MAX: usize = 253;
 
@@ -122,6 +122,18 @@ impl Handshake {
     /// Whether its answer is made with the source's key.
     pub(super) fn is_answered_with_key(self) -> bool {
         matches!(self, Self::BtChallenge | Self::Crc | Self::EndpointUrlValidation)
+    }
+
+    /// Whether the text is one that is answered with its MAC, and so no delivery. Braintree's are hex digits, as its own
+    /// libraries demand: its deliveries sign base64, which may be short.
+    pub(super) fn is_token(self, text: &[u8]) -> bool {
+        match self {
+            Self::BtChallenge => {
+                let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                (20..=32).contains(&text.len()) && text.iter().all(is_digit)
+            }
+            _ => is_open_to_all(text),
+        }
     }
 
     fn known(self) -> Known {
@@ -272,7 +284,7 @@ impl Handshakes<'_> {
             Handshake::Crc if is(Method::GET) => {
                 let challenge = value(request, "query:crc_token")?;
                 Some(challenge.and_then(|challenge| {
-                    let mac = STANDARD.encode(self.mac(&challenge, None, now)?);
+                    let mac = STANDARD.encode(self.mac(kind, &challenge, None, now)?);
                     json("response_token", &format!("sha256={mac}"))
                 }))
             }
@@ -280,7 +292,7 @@ impl Handshakes<'_> {
                 let public_key = self.options.public_key.as_deref()?;
                 let challenge = value(request, "query:bt_challenge")?;
                 Some(challenge.and_then(|challenge| {
-                    let mac = hex::encode(self.mac(&challenge, None, now)?);
+                    let mac = hex::encode(self.mac(kind, &challenge, None, now)?);
                     Ok(HandshakeAnswer::Text(format!("{public_key}|{mac}")))
                 }))
             }
@@ -351,7 +363,7 @@ impl Handshakes<'_> {
                     return None;
                 }
                 let token = &asked.payload.plain_token;
-                Some(self.mac(token, secret, now).map(|mac| {
+                Some(self.mac(kind, token, secret, now).map(|mac| {
                     let answer =
                         serde_json::json!({ "plainToken": token, "encryptedToken": hex::encode(mac) });
                     HandshakeAnswer::Json(answer.to_string())
@@ -384,11 +396,12 @@ impl Handshakes<'_> {
 
     fn mac(
         &self,
+        kind: Handshake,
         challenge: &str,
         secret: Option<&str>,
         now: Timestamp,
     ) -> Result<Vec<u8>, HandshakeRefusal> {
-        if !is_open_to_all(challenge.as_bytes()) {
+        if !kind.is_token(challenge.as_bytes()) {
             return Err(HandshakeRefusal::Malformed);
         }
         Ok(self.checker.mac(challenge.as_bytes(), secret, now).ok_or(Refusal::NoActiveSecret)?)
@@ -435,7 +448,7 @@ fn answer_unsigned(kind: Handshake, request: &Request<'_>, body: &[u8]) -> Optio
 
 /// Whether the text is one of which anybody may have a MAC. So a MAC of it proves nothing, whatever it is found on: no
 /// delivery is so short and without a single quote, brace, line or colon.
-pub(super) fn is_open_to_all(text: &[u8]) -> bool {
+fn is_open_to_all(text: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=_-.~".contains(byte);
     (1..=TOKEN_BYTES_MAX).contains(&text.len()) && text.iter().all(is_plain)
 }
