@@ -471,6 +471,42 @@ async fn a_backup_under_load_restores_to_a_working_store() {
     restored.close().await;
 }
 
+/// A migration emptied an operator's table that pointed at ours, had a view name a table that was gone, and dropped what
+/// stood on ours; a trigger that named one kept the gateway from starting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_operators_have_added_outlives_a_migration() {
+    let root = tempfile::tempdir().unwrap();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1"), root.path());
+    let file = root.path().join("countersign.db");
+    let added = "CREATE TABLE note (text, delivery, destination,
+            FOREIGN KEY (delivery, destination) REFERENCES forward ON DELETE CASCADE);
+        CREATE TABLE seen (id, FOREIGN KEY (id) REFERENCES delivery (id));
+        INSERT INTO note SELECT 'look', delivery, destination FROM forward LIMIT 1;
+        INSERT INTO seen SELECT id FROM delivery;
+        CREATE VIEW dead_letters AS SELECT * FROM forward WHERE state = 'dead';
+        CREATE INDEX forward_by_outcome ON forward (last_outcome);
+        CREATE TABLE told (destination);
+        CREATE TRIGGER tell AFTER UPDATE ON forward WHEN new.state = 'delivered'
+            BEGIN INSERT INTO told VALUES (new.destination); END;
+        CREATE TRIGGER claimed AFTER INSERT ON told BEGIN DELETE FROM told WHERE destination IN (SELECT key FROM claim); END;";
+    rusqlite::Connection::open(&file).unwrap().execute_batch(added).unwrap();
+    let store = open(root.path(), &Metrics::new()).unwrap();
+    let day = Timestamp::from_second(1_795_700_000).unwrap();
+    let leases = store.lease("audit", 100, day).await.unwrap();
+    for lease in &leases {
+        store.settle(settlement(lease, Progress::Delivered, None)).await.unwrap();
+    }
+    // Nor does theirs keep ours from going.
+    store.sweep(Timestamp::from_second(1_895_700_000).unwrap(), Duration::ZERO).await.unwrap();
+    store.close().await;
+    let connection = rusqlite::Connection::open(&file).unwrap();
+    let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap() as usize;
+    assert_eq!((count("SELECT count(*) FROM note"), count("SELECT count(*) FROM dead_letters")), (1, 3));
+    assert_eq!(count("SELECT count(*) FROM told"), leases.len());
+    assert_eq!(count("SELECT count(*) FROM sqlite_schema WHERE name = 'forward_by_outcome'"), 1);
+    assert_eq!(count("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%countersign_%'"), 0);
+}
+
 /// One of the first version, where a guard's claim stood in a row of its own, is salvaged like any other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_store_of_format_1_is_salvaged_with_its_claims() {

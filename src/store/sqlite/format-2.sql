@@ -1,7 +1,7 @@
 -- Format 2: claims stand in the order of their arrival, so that an acceptance does not write to random pages.
 
 DROP INDEX claim_expiry;
-ALTER TABLE claim RENAME TO claim_1;
+ALTER TABLE claim RENAME TO countersign_claim_1;
 CREATE TABLE claim (
     row         INTEGER PRIMARY KEY, -- in the order of arrival; VACUUM keeps it since it is a column
     key         BLOB, -- of the delivery id; from format 1 also that of a replay guard
@@ -10,9 +10,10 @@ CREATE TABLE claim (
     expires_at  INTEGER NOT NULL,
     guard       BLOB  -- the key of the replay guard
 ) STRICT;
-INSERT INTO claim SELECT NULL, key, delivery, body_digest, expires_at, NULL FROM claim_1 ORDER BY expires_at;
-DROP TABLE claim_1;
+-- Before the rows: made afterwards, it would be sorted in memory.
 CREATE INDEX claim_expiry ON claim (expires_at);
+INSERT INTO claim SELECT NULL, key, delivery, body_digest, expires_at, NULL FROM countersign_claim_1;
+DROP TABLE countersign_claim_1;
 
 -- Where claims are found by their keys, many in one run; made of the table above, and without it nothing.
 CREATE TABLE claim_run (
@@ -23,7 +24,7 @@ CREATE TABLE claim_run (
 ) WITHOUT ROWID, STRICT;
 
 -- The same, checked without a table being made of the words at each insertion.
-ALTER TABLE forward RENAME TO forward_1;
+ALTER TABLE forward RENAME TO countersign_forward_1;
 CREATE TABLE forward (
     delivery      BLOB NOT NULL,
     destination   TEXT NOT NULL,
@@ -37,9 +38,10 @@ CREATE TABLE forward (
     last_outcome  TEXT,
     PRIMARY KEY (delivery, destination)
 ) WITHOUT ROWID, STRICT;
-INSERT INTO forward SELECT * FROM forward_1;
-DROP TABLE forward_1;
 
+DROP INDEX forward_pending;
+DROP INDEX forward_dead;
+DROP INDEX forward_settled;
 -- Leases, the next due time, and what the start must count: only what is pending, however much has been delivered.
 CREATE INDEX forward_pending ON forward (destination, state, due_at, delivery, pending_since, settled_at)
     WHERE settled_at IS NULL;
@@ -55,3 +57,6 @@ CREATE TABLE handed_over (
     sender      TEXT NOT NULL,
     secret      BLOB NOT NULL
 ) STRICT;
+
+INSERT INTO forward SELECT * FROM countersign_forward_1;
+DROP TABLE countersign_forward_1;

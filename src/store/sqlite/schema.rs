@@ -184,6 +184,8 @@ pub(super) fn connect(file: &Path) -> rusqlite::Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
+    // What operators keep in tables of their own neither fails a write of ours nor goes with it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
     // Statement journals must not need space, which may be what has run out.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(connection)
@@ -199,11 +201,39 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn migrate(connection: &mut Connection, migration: &str, format: u32) -> rusqlite::Result<()> {
+    // A table that is made anew is renamed first: what an operator has made that names it must go on naming it.
+    connection.pragma_update(None, "legacy_alter_table", true)?;
     let transaction = connection.transaction()?;
+    let others = operators(&transaction, format - 1)?;
     transaction.execute_batch(migration)?;
+    for (name, sql) in others {
+        let gone = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?1)";
+        if transaction.query_row(gone, [&name], |row| row.get(0))?
+            && let Err(error) = transaction.execute_batch(&sql)
+        {
+            tracing::warn!(name, sql, %error, "an index or trigger that is not the gateway's could not be made again");
+        }
+    }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", format)?;
-    transaction.commit()
+    transaction.commit()?;
+    connection.pragma_update(None, "legacy_alter_table", false)
+}
+
+/// The indexes and triggers that an operator has put beside the tables of `format`: they go with a table that is made
+/// anew.
+fn operators(connection: &Connection, format: u32) -> rusqlite::Result<Vec<(String, String)>> {
+    let known = model(format)?;
+    let names = known
+        .prepare("SELECT name FROM sqlite_schema")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<Vec<String>>>()?;
+    let mut select = connection.prepare(
+        "SELECT name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') AND sql IS NOT NULL",
+    )?;
+    let found = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let found = found.collect::<rusqlite::Result<Vec<(String, String)>>>()?;
+    Ok(found.into_iter().filter(|(name, _)| !names.contains(name)).collect())
 }
 
 /// When the previous process ended after a failed fsync, the log may hold commits that the page cache shows and the

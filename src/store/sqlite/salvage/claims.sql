@@ -42,4 +42,4 @@ DELETE FROM held_claim WHERE key IN (SELECT key FROM orphan);
 DROP TABLE orphan;
 DROP TABLE settled;
 
-INSERT INTO claim SELECT NULL, key, delivery, body_digest, expires_at, NULL FROM held_claim ORDER BY expires_at;
+INSERT INTO claim SELECT NULL, key, delivery, body_digest, expires_at, NULL FROM held_claim;
