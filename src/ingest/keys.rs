@@ -202,8 +202,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn keys_are_renewed_hourly_and_outlive_an_outage_of_their_provider_for_a_day() {
+    fn setting() -> (Verifier, Arc<Provider>, KeyCache) {
         let scheme = preset("aws-sns").unwrap().scheme.clone();
         let verifier = Verifier::new(
             "aws-sns".into(),
@@ -213,8 +212,14 @@ mod tests {
             Enforcement::Enforce,
             None,
         );
-        let (verifier, provider) = (verifier.unwrap(), Arc::new(Provider::default()));
+        let provider = Arc::new(Provider::default());
         let cache = KeyCache::new(provider.clone());
+        (verifier.unwrap(), provider, cache)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_renewed_hourly_and_outlive_an_outage_of_their_provider_for_a_day() {
+        let (verifier, provider, cache) = setting();
         let get = async || cache.get(&"in".into(), &verifier, "https://a.example".to_owned()).await.is_ok();
         let asked = || provider.asked.load(Ordering::SeqCst);
         assert!(get().await && get().await);
@@ -235,17 +240,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn invented_urls_use_up_nothing_that_known_keys_need() {
-        let scheme = preset("aws-sns").unwrap().scheme.clone();
-        let verifier = Verifier::new(
-            "aws-sns".into(),
-            scheme,
-            Vec::new(),
-            Window::default(),
-            Enforcement::Enforce,
-            None,
-        );
-        let (verifier, provider) = (verifier.unwrap(), Arc::new(Provider::default()));
-        let cache = KeyCache::new(provider.clone());
+        let (verifier, provider, cache) = setting();
         let source: Arc<str> = "in".into();
         assert!(cache.get(&source, &verifier, "known".to_owned()).await.is_ok());
         tokio::time::advance(FRESH_FOR).await;
