@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Destination;
+use crate::forward::Order;
 use crate::metrics::Metrics;
 use crate::store::{Lease, Outlet, Slot, Store};
 
@@ -183,6 +184,10 @@ impl Outlet for Lanes {
         if let Some(lane) = self.lane(destination) {
             lane.wake();
         }
+    }
+
+    fn order(&self, destination: &str) -> Option<Arc<Order>> {
+        self.lane(destination)?.order()
     }
 }
 

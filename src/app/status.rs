@@ -101,11 +101,26 @@ impl Gateway for Parts {
                 name: destination.name.to_string(),
                 url: shown(&destination.url),
                 state: lane.map_or("none", |lane| lane.state.label()).to_owned(),
+                concurrency: lane.map_or(0, |lane| lane.concurrency),
                 running: lane.map_or(0, |lane| lane.running),
                 pending: depth.pending,
                 oldest_age_seconds: depth.oldest.map_or(0, |oldest| elapsed(oldest, now).as_secs()),
                 dead: depth.dead,
             }
+        });
+        let gone = depths.iter().filter(|(name, depth)| {
+            depth.pending + depth.dead > 0 && !config.destinations.iter().any(|known| known.name == *name)
+        });
+        // They wait until a reload brings it back.
+        let gone = gone.map(|(name, depth)| DestinationStatus {
+            name: name.to_string(),
+            url: String::new(),
+            state: "waiting (no destination)".to_owned(),
+            concurrency: 0,
+            running: 0,
+            pending: depth.pending,
+            oldest_age_seconds: depth.oldest.map_or(0, |oldest| elapsed(oldest, now).as_secs()),
+            dead: depth.dead,
         });
         let certificates = self.certificate.expiries().into_iter().map(|expiry| CertificateStatus {
             key: expiry.key(),
@@ -121,7 +136,7 @@ impl Gateway for Parts {
             store: StoreStatus { engine: "sqlite".to_owned(), bytes: self.store.bytes() },
             certificates: certificates.collect(),
             sources: sources.collect(),
-            destinations: destinations.collect(),
+            destinations: destinations.chain(gone).collect(),
         }
     }
 }

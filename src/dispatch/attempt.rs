@@ -13,7 +13,7 @@ use super::client::Endpoint;
 use super::failure::{Failure, readable, retry_after};
 use super::lane::Lane;
 use super::request;
-use crate::clock::elapsed;
+use crate::clock::{elapsed, later};
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
 use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
@@ -46,7 +46,7 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
         }
     }
     if lane.stop.is_cancelled() {
-        lane.record(Fault::Gateway);
+        lane.record(Fault::Gateway, Duration::ZERO);
         let destination = lane.destination();
         let _slot = slot;
         conclude(&lane, &*store, &destination, lease, Input::Returned, None).await;
@@ -64,7 +64,7 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     };
     let duration = started.elapsed();
     let End { outcome, status, detail, retry_after } = end;
-    lane.record(outcome.fault());
+    lane.record(outcome.fault(), duration);
     let metrics = &lane.shared.metrics;
     metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]).inc();
     metrics.forward_attempt_duration.with_label_values(&[&*lane.name]).observe(duration.as_secs_f64());
@@ -138,7 +138,7 @@ async fn conclude(
     let progress = Progress::InFlight { attempt: lease.attempt };
     let steady = lane.shared.clock.steady();
     let (mut next, actions) =
-        step(&destination.retry, lease.pending_since, progress, input, steady.time, fastrand::f64());
+        step(&destination.retry, later(lease.pending_since, lease.waited), progress, input, steady.time, fastrand::f64());
     // A pause that begins now is a real one, also while steady time runs twice as fast.
     if let Progress::Waiting { due_at, .. } = &mut next {
         *due_at = steady.after(elapsed(steady.time, *due_at));
