@@ -62,7 +62,8 @@ impl Work for Settlement {
             Progress::Waiting { .. } => {
                 effects.wakes.insert(Arc::clone(&self.destination));
             }
-            Progress::Delivered | Progress::Cancelled => effects.settled(&self.destination, since),
+            Progress::Delivered => effects.delivered(&self.destination, since),
+            Progress::Cancelled => effects.cancelled(&self.destination, since),
             Progress::Dead => effects.died(&self.destination, since),
             Progress::InFlight { .. } => {}
         }
