@@ -30,6 +30,9 @@ mod verification;
 pub use backend::{BackendTls, ClientIdentity};
 pub use file::{ConfigError, Refused, environment, load, parse};
 
+/// How much earlier than `listen.ack_deadline` a sender is told that its backend is late, at least: the ack has to get there.
+pub const SYNC_ROOM: Duration = Duration::from_millis(250);
+
 /// Everything that the program needs to know.
 #[derive(Debug)]
 pub struct Config {
@@ -180,6 +183,9 @@ pub struct Source {
     pub allow_subjects: Vec<SubjectRule>,
     /// The answer to accepted and duplicate requests.
     pub ack: Ack,
+    /// How long, from its last byte, a request waits for its backend's answer before it gets `ack`; `None` does not wait.
+    /// Such a source has one destination.
+    pub sync_deadline: Option<Duration>,
     /// Event types that are stored and acknowledged, not forwarded.
     pub drop_events: Vec<String>,
     /// Whether signed handshakes are stored and forwarded, too; they are answered here in any case.

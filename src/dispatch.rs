@@ -17,7 +17,9 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::Destination;
 use crate::forward::Order;
+use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::replies::{Backends, Expected, Replies};
 use crate::store::{Lease, Outlet, Slot, Store};
 
 mod attempt;
@@ -25,6 +27,7 @@ mod client;
 mod failure;
 mod lane;
 mod meter;
+mod passing;
 mod request;
 mod resolve;
 mod trace;
@@ -52,6 +55,7 @@ struct Shared {
     runtime: Handle,
     tasks: TaskTracker,
     tls: Arc<Tls>,
+    replies: Arc<Replies>,
     /// No attempt begins any more.
     stop: CancellationToken,
     /// Attempts under way end now.
@@ -78,6 +82,7 @@ impl Lanes {
                 runtime: Handle::current(),
                 tasks: TaskTracker::new(),
                 tls: Arc::default(),
+                replies: Arc::default(),
                 stop: CancellationToken::new(),
                 cut: CancellationToken::new(),
             }),
@@ -188,6 +193,15 @@ impl Outlet for Lanes {
 
     fn order(&self, destination: &str) -> Option<Arc<Order>> {
         self.lane(destination)?.order()
+    }
+}
+
+impl Backends for Lanes {
+    /// A lane that is only full attempts it when a place is free, which may be soon.
+    fn expect(&self, id: Id, destination: &str) -> Option<Expected> {
+        let lane = self.lane(destination)?;
+        let attempts = !lane.stop.is_cancelled() && lane.status().state == LaneState::Open;
+        attempts.then(|| self.shared.replies.expect(id))
     }
 }
 

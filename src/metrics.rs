@@ -8,6 +8,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+mod conservation;
 mod process;
 
 /// The label of requests that matched no source.
@@ -17,8 +18,14 @@ pub const UNMATCHED: &str = "unmatched";
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Requests, counted before anything is decided about them; what is let in again later counts again.
+    pub ingest_received: IntCounterVec,
+    /// Requests that have been received and not been counted by their outcome yet.
+    pub ingest_in_progress: IntGauge,
     /// Requests by how they were answered: `stored`, `duplicate`, `rejected`, `handshake`.
     pub ingest_requests: IntCounterVec,
+    /// What senders to a source with `mode = "sync"` were told.
+    pub ingest_sync_answers: IntCounterVec,
     /// When a handshake was last answered.
     pub ingest_handshake_last: GaugeVec,
     /// Rejected requests by reason.
@@ -77,6 +84,14 @@ pub struct Metrics {
     pub forward_attempts: IntCounterVec,
     /// Duration of attempts.
     pub forward_attempt_duration: HistogramVec,
+    /// Forwards that began with a delivery.
+    pub forward_created: IntCounterVec,
+    /// Forwards that had been settled, and were brought back.
+    pub forward_requeued: IntCounterVec,
+    /// Forwards that came to an end, by which: `delivered`, `dead`, `cancelled`.
+    pub forward_settled: IntCounterVec,
+    /// Forwards that were pending when the store was opened.
+    pub forward_pending_at_start: IntGaugeVec,
     /// Forwards that are waiting or in flight.
     pub forward_pending: IntGaugeVec,
     /// Age of the oldest pending forward; 0 when none is.
@@ -126,6 +141,20 @@ impl Metrics {
         c.register(Ok(process::ProcessCollector::new()));
 
         let metrics = Self {
+            ingest_received: c.counters(
+                "ingest_received_total",
+                "Requests, counted before anything is decided about them; what is let in again later counts again.",
+                &["source"],
+            ),
+            ingest_in_progress: c.int_gauge(
+                "ingest_in_progress",
+                "Requests that have been received and not been counted by their outcome yet.",
+            ),
+            ingest_sync_answers: c.counters(
+                "ingest_sync_answers_total",
+                "Answers to requests of sources in sync mode: the backend's, or the source's ack and why.",
+                &["source", "outcome"],
+            ),
             ingest_requests: c.counters(
                 "ingest_requests_total",
                 "Requests by how they were answered.",
@@ -257,6 +286,26 @@ impl Metrics {
                 &ATTEMPT_BUCKETS,
                 "destination",
             ),
+            forward_created: c.counters(
+                "forward_created_total",
+                "Forwards that began with a delivery.",
+                &["destination"],
+            ),
+            forward_requeued: c.counters(
+                "forward_requeued_total",
+                "Forwards that had been settled, and were brought back.",
+                &["destination"],
+            ),
+            forward_settled: c.counters(
+                "forward_settled_total",
+                "Forwards that came to an end: delivered, dead or cancelled.",
+                &["destination", "state"],
+            ),
+            forward_pending_at_start: c.int_gauges(
+                "forward_pending_at_start",
+                "Forwards that were pending when the store was opened.",
+                &["destination"],
+            ),
             forward_pending: c.int_gauges(
                 "forward_pending",
                 "Forwards that are waiting or in flight.",
@@ -298,10 +347,21 @@ impl Metrics {
             ),
             registry: c.0,
         };
+        metrics.weigh();
         for outcome in ["succeeded", "refused"] {
             metrics.config_reloads.with_label_values(&[outcome]);
         }
         metrics
+    }
+
+    /// Has the books of a destination begin at 0.
+    pub fn announce_forwards(&self, destination: &str) {
+        self.forward_created.with_label_values(&[destination]);
+        self.forward_requeued.with_label_values(&[destination]);
+        self.forward_pending_at_start.with_label_values(&[destination]);
+        for state in ["delivered", "dead", "cancelled"] {
+            self.forward_settled.with_label_values(&[destination, state]);
+        }
     }
 
     /// The page that Prometheus scrapes, and its content type.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
-use super::client::Endpoint;
+use super::client::{Endpoint, KEPT_BYTES_MAX};
 use super::failure::{Failure, readable, retry_after};
 use super::lane::Lane;
-use super::request;
+use super::{passing, request};
 use crate::clock::{elapsed, later};
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
+use crate::replies::{ANSWER_BYTES_MAX, Reply};
 use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
 
 /// The first and the longest pause while the store cannot write the end of an attempt: soon after it can, it should have.
@@ -28,11 +29,13 @@ struct End {
     status: Option<u16>,
     detail: String,
     retry_after: Option<Duration>,
+    /// For a sender that waits.
+    reply: Reply,
 }
 
 impl End {
     fn without_answer(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Self { outcome, status: None, detail: detail.into(), retry_after: None }
+        Self { outcome, status: None, detail: detail.into(), retry_after: None, reply: Reply::Failed }
     }
 }
 
@@ -49,7 +52,9 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
         lane.record(Fault::Gateway, Duration::ZERO);
         let destination = lane.destination();
         let _slot = slot;
+        let id = lease.delivery.id;
         conclude(&lane, &*store, &destination, lease, Input::Returned, None).await;
+        lane.shared.replies.tell(id, Reply::Failed);
         return;
     }
     let (destination, endpoint) = lane.begin();
@@ -63,7 +68,7 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
         }
     };
     let duration = started.elapsed();
-    let End { outcome, status, detail, retry_after } = end;
+    let End { outcome, status, detail, retry_after, reply } = end;
     lane.record(outcome.fault(), duration);
     let metrics = &lane.shared.metrics;
     metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]).inc();
@@ -75,10 +80,12 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     // A cut attempt is due again at once; otherwise the backend's state of health decides.
     let input = if cut { Input::Interrupted } else { Input::Answered { outcome, retry_after } };
     let record = AttemptRecord { started_at, duration, outcome: outcome.label(), status, detail };
+    let id = lease.delivery.id;
     let _end = lane.ends.acquire().await;
     let conclusion = conclude(&lane, &*store, &destination, lease, input, Some(record));
     if outcome == Outcome::GatewayResources {
         conclusion.await;
+        lane.shared.replies.tell(id, reply);
         // Its place rests too: what else waits would fare no better, at the price of two commits each.
         tokio::select! {
             () = lane.stop.cancelled() => {}
@@ -88,6 +95,8 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     } else {
         lane.end(slot);
         conclusion.await;
+        // Once it is on disk: a refusal that the sender repeats at once must find the forward dead, to bring it back.
+        lane.shared.replies.tell(id, reply);
     }
 }
 
@@ -98,13 +107,25 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
         Ok(request) => request,
         Err(error) => return End::without_answer(Outcome::Unsendable, error.to_string()),
     };
-    match endpoint.exchange(request, destination.timeout, destination.connect_timeout).await {
-        Ok(answer) => End {
-            outcome: Outcome::of_status(answer.status.as_u16(), &destination.retry),
-            status: Some(answer.status.as_u16()),
-            detail: readable(answer.body, &destination.headers),
-            retry_after: retry_after(&answer.headers, clock.now()),
-        },
+    let is_expected = lane.shared.replies.is_expected(lease.delivery.id);
+    let kept_max = if is_expected { ANSWER_BYTES_MAX } else { KEPT_BYTES_MAX };
+    let (limit, connect_limit) = (destination.timeout, destination.connect_timeout);
+    match endpoint.exchange(request, limit, connect_limit, kept_max).await {
+        Ok(mut answer) => {
+            let outcome = Outcome::of_status(answer.status.as_u16(), &destination.retry);
+            let reply = match is_expected {
+                true => passing::reply(outcome, &answer, &destination.headers),
+                false => Reply::Failed,
+            };
+            answer.body.truncate(KEPT_BYTES_MAX);
+            End {
+                outcome,
+                status: Some(answer.status.as_u16()),
+                detail: readable(answer.body, &destination.headers),
+                retry_after: retry_after(&answer.headers, clock.now()),
+                reply,
+            }
+        }
         Err(failure) => failed(&failure),
     }
 }
@@ -115,6 +136,7 @@ fn failed(failure: &Failure) -> End {
         status: failure.status().map(|status| status.as_u16()),
         detail: failure.describe(),
         retry_after: None,
+        reply: Reply::Failed,
     }
 }
 

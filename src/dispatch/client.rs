@@ -41,7 +41,7 @@ use crate::config::BackendTls;
 use crate::patience::{timeout, timeout_at};
 
 /// Bytes of an answer that are kept for operators.
-const KEPT_BYTES_MAX: usize = 4 * 1024;
+pub(super) const KEPT_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of an answer that are read so that its connection can be kept; a longer answer costs its connection.
 const READ_BYTES_MAX: usize = 64 * 1024;
 /// What a backend that speaks HTTP/2 may send ahead; no more of an answer is read.
@@ -160,8 +160,10 @@ impl Tls {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// The beginning of the body.
+    /// The body, or its beginning.
     pub(super) body: Vec<u8>,
+    /// Whether it is all of it.
+    pub(super) is_whole: bool,
 }
 
 /// Where the requests of one lane go, with the connections that are waiting for the next.
@@ -183,7 +185,8 @@ impl Endpoint {
         Self { secure, resolver: Resolver::new(host, port), allow_private, tls, idle: Mutex::default(), kept: Notify::new() }
     }
 
-    /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`.
+    /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`; of the
+    /// answer's body so many bytes are kept.
     ///
     /// An answer with a 2xx status counts only when it is complete (or longer than is read) and the request has left
     /// whole: a backend that broke off in the middle of "yes", or said it to half a delivery, may not have done the
@@ -193,6 +196,7 @@ impl Endpoint {
         request: Request<Full<Bytes>>,
         limit: Duration,
         connect_limit: Duration,
+        kept_max: usize,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + limit;
         // Pinned here: as arguments, futures take their place once more in each one that they are handed to, and thousands
@@ -206,11 +210,11 @@ impl Endpoint {
             return Err(Failure::Switched);
         }
         let mut kept = Vec::new();
-        let complete = match timeout_at(deadline, read(body, &mut kept)).await {
-            Ok(Ok(complete)) => complete,
+        let read = match timeout_at(deadline, read(body, &mut kept, kept_max)).await {
+            Ok(Ok(read)) => read,
             Ok(Err(error)) if status.is_success() => return Err(Failure::Body { status, error }),
             Err(_) if status.is_success() => return Err(Failure::Timeout { limit, status: Some(status) }),
-            Ok(Err(_)) | Err(_) => false,
+            Ok(Err(_)) | Err(_) => None,
         };
         if status.is_success() {
             match timeout_at(deadline, link.meter.left_whole()).await {
@@ -219,10 +223,11 @@ impl Endpoint {
                 Err(_) => return Err(Failure::Timeout { limit, status: Some(status) }),
             }
         }
-        if complete {
+        if read.is_some() {
             self.keep(link).await;
         }
-        Ok(Answer { status, headers: head.headers, body: kept })
+        let is_whole = read.is_some_and(|bytes| bytes == kept.len());
+        Ok(Answer { status, headers: head.headers, body: kept, is_whole })
     }
 
     /// Closes connections that have been idle for too long, whenever that is.
@@ -364,20 +369,24 @@ async fn handshake(
     Ok(Link { sender, meter, _connection: AbortOnDropHandle::new(connection) })
 }
 
-/// Reads `body` up to its end (true) or the limit (false), and keeps its beginning.
-async fn read(mut body: Incoming, kept: &mut Vec<u8>) -> Result<bool, hyper::Error> {
+/// Reads `body` up to its end (how many bytes it had) or the limit (`None`), and keeps its beginning.
+async fn read(
+    mut body: Incoming,
+    kept: &mut Vec<u8>,
+    kept_max: usize,
+) -> Result<Option<usize>, hyper::Error> {
     let mut bytes = 0usize;
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
-            let room = KEPT_BYTES_MAX - kept.len();
+            let room = kept_max - kept.len();
             kept.extend_from_slice(&data[..data.len().min(room)]);
             bytes = bytes.saturating_add(data.len());
             if bytes > READ_BYTES_MAX {
-                return Ok(false);
+                return Ok(None);
             }
         }
     }
-    Ok(true)
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]
@@ -398,7 +407,7 @@ mod tests {
     }
 
     async fn exchange(endpoint: &Endpoint, connect_limit: Duration) -> Result<Answer, Failure> {
-        endpoint.exchange(Request::new(Full::default()), LATE, connect_limit).await
+        endpoint.exchange(Request::new(Full::default()), LATE, connect_limit, KEPT_BYTES_MAX).await
     }
 
     /// A backend that accepts everything, one connection after the other, and closes.

@@ -138,6 +138,7 @@ impl Lane {
             lane.shared.metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]);
         }
         lane.shared.metrics.forward_attempt_duration.with_label_values(&[&*lane.name]);
+        lane.shared.metrics.announce_forwards(&lane.name);
         lane.publish(&lane.lock());
         Arc::new(lane)
     }

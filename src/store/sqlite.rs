@@ -119,6 +119,10 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         }
     };
     load::tell(&directory, &metrics);
+    for (destination, depth) in depths.read() {
+        let pending = i64::try_from(depth.pending).unwrap_or(i64::MAX);
+        metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);
+    }
     let depths = Arc::new(depths);
     let readers = Readers::open(&file)?;
     directory::sync(&directory).map_err(unusable)?;

@@ -343,10 +343,21 @@ fn the_rest_of_sources() {
         "ack = { content_type = \"a\\nb\" }",
         "2:24: error: source[0].ack.content_type: `a\\nb` cannot be used: failed to parse header value",
     );
-    check("mode = \"sync\"", "2:8: error: source[0].mode: the mode `sync` is not available in this version");
     check(
         "sync_deadline = \"2s\"",
-        "2:17: error: source[0].sync_deadline: `sync_deadline` is not available in this version",
+        "2:17: error: source[0].sync_deadline: `sync_deadline` has no effect without `mode = \"sync\"`",
+    );
+    check(
+        "mode = \"sink\"\nsync_deadline = \"2s\"",
+        "2:8: error: source[0].mode: `sink` is not a choice here",
+    );
+    check(
+        "mode = \"sync\"\nsync_deadline = \"2251ms\"",
+        "3:17: error: source[0].sync_deadline: `sync_deadline` of 2251ms leaves too little of `listen.ack_deadline`, 2500ms, for the answer",
+    );
+    check(
+        "mode = \"sync\"\nsync_deadline = \"0s\"",
+        "3:17: error: source[0].sync_deadline: `0s` cannot be used: it must be from 1ms to 4999ms",
     );
     check(
         "on_missing_id = \"ignore\"",
@@ -712,4 +723,25 @@ fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
         accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
         0
     );
+}
+
+#[test]
+fn a_source_in_sync_mode_waits_for_one_backend_within_the_answers_deadline() {
+    let deadline = |text: &str| accepted(text).sources[0].sync_deadline;
+    assert_eq!(deadline(&source("")), None);
+    assert_eq!(deadline(&source("mode = \"async\"")), None);
+    assert_eq!(deadline(&source("mode = \"sync\"")), Some(Duration::from_secs(2)));
+    let own = source("mode = \"sync\"\nsync_deadline = \"2250ms\"");
+    assert_eq!(deadline(&own), Some(Duration::from_millis(2_250)));
+    // The default needs room, too.
+    let short = source("mode = \"sync\"\n[listen]\nack_deadline = \"2s\"");
+    assert!(
+        problems(&parse(&short)).iter().any(|problem| problem.contains("`listen.ack_deadline`, 2s")),
+        "{short}"
+    );
+    let several = "source = [{ name = \"a\", provider = \"hostwares\", secrets = [{ env = \"SET\" }], to = [\"b\", \"c\"], mode = \"sync\" }]\n\
+        destination = [{ name = \"b\", url = \"http://b.example/\" }, { name = \"c\", url = \"http://c.example/\" }]";
+    let found = problems(&parse(several));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("source[0].mode: the source has several destinations"), "{found:?}");
 }

@@ -1,6 +1,7 @@
 //! Promise: operators see the truth, and can change what is configured without losing a request.
 
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use crate::backend::{Backend, Reply};
@@ -34,6 +35,53 @@ fn the_books_balance() {
     let delivered = "countersign_forward_attempts_total{destination=\"legacy\",outcome=\"delivered\"}";
     assert_eq!(gateway.metric(delivered), Some(3.0));
     assert_eq!(gateway.metric("countersign_forward_dead{destination=\"legacy\"}"), Some(1.0));
+
+    // Where nothing is under way, nothing is missing: also after who hung up, after what nobody knows, and after a restart.
+    let half = [
+        &b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n"[..],
+        b"Content-Length: 9\r\nstripe-signature: t=1,v1=00\r\n\r\n1",
+    ];
+    drop(TcpStream::connect(gateway.listen).and_then(|mut stream| stream.write_all(&half.concat())));
+    assert_eq!(Post { target: "/nowhere".to_owned(), ..forged }.send(gateway.listen).status, 404);
+    let balanced = |gateway: &Gateway| {
+        for equation in ["requests", "forwards"] {
+            let series = format!("countersign_conservation_imbalance{{equation=\"{equation}\"}}");
+            gateway.eventually_metric(&series, 0.0);
+        }
+    };
+    balanced(&gateway);
+    let received = |gateway: &Gateway, source| {
+        gateway.metric(&format!("countersign_ingest_received_total{{source=\"{source}\"}}")).unwrap()
+    };
+    assert!((9.0..=10.0).contains(&received(&gateway, "stripe")));
+    let forwards = |gateway: &Gateway| {
+        [
+            "created_total{",
+            "settled_total{state=\"delivered\",",
+            "settled_total{state=\"dead\",",
+            "requeued_total{",
+        ]
+        .map(|series| {
+            let (name, labels) = series.split_once('{').unwrap();
+            let labels: Vec<_> = ["destination=\"legacy\""]
+                .into_iter()
+                .chain(labels.split(',').filter(|label| !label.is_empty()))
+                .collect();
+            gateway.metric(&format!("countersign_forward_{name}{{{}}}", labels.join(","))).unwrap()
+        })
+    };
+    assert_eq!(forwards(&gateway), [4.0, 3.0, 1.0, 0.0]);
+    let gateway = gateway.kill_and_restart();
+    balanced(&gateway);
+    // A provider's "redeliver": the forward is dead, pending and dead again.
+    assert_eq!(
+        Post::signed("stripe", "/webhooks/stripe", "dies", "x", &body("dies")).send(gateway.listen).status,
+        200
+    );
+    gateway
+        .eventually_metric("countersign_forward_settled_total{destination=\"legacy\",state=\"dead\"}", 1.0);
+    assert_eq!(forwards(&gateway), [0.0, 0.0, 1.0, 1.0]);
+    balanced(&gateway);
 }
 
 #[test]

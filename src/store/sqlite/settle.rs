@@ -63,8 +63,12 @@ impl Work for Settlement {
             Progress::Waiting { .. } => {
                 effects.wakes.insert(Arc::clone(&self.destination));
             }
-            Progress::Delivered | Progress::Cancelled => {
-                effects.settled(&self.destination, since);
+            Progress::Delivered => {
+                effects.delivered(&self.destination, since);
+                order::ended(transaction, effects, &self.destination, self.id, false)?;
+            }
+            Progress::Cancelled => {
+                effects.cancelled(&self.destination, since);
                 order::ended(transaction, effects, &self.destination, self.id, false)?;
             }
             Progress::Dead => {
