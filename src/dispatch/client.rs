@@ -261,8 +261,10 @@ impl Endpoint {
         let mut link = timeout(connect_limit, Box::pin(self.connect(connect_limit)))
             .await
             .map_err(|_| Failure::ConnectTimeout(connect_limit))??;
-        let response = link.send(request).await.map_err(Failure::Head)?;
-        Ok((response, link))
+        match link.send(request).await {
+            Ok(response) => Ok((response, link)),
+            Err(error) => Err(link.meter.tls_failure().map_or(Failure::Head(error), Failure::Tls)),
+        }
     }
 
     fn take_idle(&self) -> Option<Link> {

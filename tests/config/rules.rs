@@ -444,7 +444,7 @@ fn destinations() {
         "concurrency = { adaptive = 2000 }",
         "2:28: error: destination[0].concurrency.adaptive: 2000 is out of range",
     );
-    check("concurrency = {}", "2:15: error: destination[0].concurrency: `adaptive` is missing");
+    check("concurrency = {}", "2:15: error: destination[0].concurrency.adaptive: `adaptive` is missing");
     check("breaker = \"on\"", "2:11: error: destination[0].breaker: `on` is not a choice here");
     check("breaker = { failures = 0 }", "2:24: error: destination[0].breaker.failures: 0 is out of range");
     check(
@@ -456,7 +456,7 @@ fn destinations() {
         "order = { key = \"site_id\" }",
         "2:17: error: destination[0].order.key: `site_id` cannot be used: it does not say where to look",
     );
-    check("order = {}", "2:9: error: destination[0].order: `key` is missing");
+    check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
     check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
     for key in ["template", "content_type", "method"] {
         check(
@@ -503,7 +503,7 @@ fn how_the_gateway_proves_itself_to_a_backend() {
         &format!("headers = {{ authorization = \"x\" }}\n{line}"),
         "3:8: error: destination[0].auth: `headers` sets `Authorization` as well",
     );
-    check("auth = {}", "2:8: error: destination[0].auth: `basic` is missing");
+    check("auth = {}", "2:8: error: destination[0].auth.basic: `basic` is missing");
     check(
         "auth = { basic = { user = \"a:b\", password = { value = \"way\" } } }",
         "2:27: error: destination[0].auth.basic.user: a user name has neither a colon nor control characters",
