@@ -487,7 +487,10 @@ fn concurrency_and_order_are_what_the_file_says() {
     assert_eq!(order("order = \"strict\""), Some(Order::new(By::Strict, OnDead::Park)));
     let pointer = "order = { key = \"/data/site_id\" }";
     assert_eq!(order(pointer), by("json:/data/site_id", OnDead::Park));
-    assert_eq!(order(&format!("{pointer}\non_dead = \"continue\"")), by("json:/data/site_id", OnDead::Continue));
+    assert_eq!(
+        order(&format!("{pointer}\non_dead = \"continue\"")),
+        by("json:/data/site_id", OnDead::Continue)
+    );
     assert_eq!(order("order = { key = \"header:X-Site\" }"), by("header:x-site", OnDead::Park));
 }
 
@@ -496,7 +499,10 @@ fn how_the_gateway_proves_itself_to_a_backend() {
     let line = "auth = { basic = { user = \"gate\", password = { value = \"way:1\" } } }";
     let headers = accepted(&destination(line)).destinations[0].headers.clone();
     assert_eq!(headers.len(), 1);
-    assert_eq!((headers[0].0.as_str(), headers[0].1.as_bytes()), ("authorization", &b"Basic Z2F0ZTp3YXk6MQ=="[..]));
+    assert_eq!(
+        (headers[0].0.as_str(), headers[0].1.as_bytes()),
+        ("authorization", &b"Basic Z2F0ZTp3YXk6MQ=="[..])
+    );
     assert!(headers[0].1.is_sensitive());
     let check = |line: &str, problem: &str| check(&destination(line), problem);
     check(
@@ -512,7 +518,10 @@ fn how_the_gateway_proves_itself_to_a_backend() {
         "auth = { basic = { user = \"a\", password = { env = \"NONE\" } } }",
         "2:51: error: destination[0].auth.basic.password.env: the environment variable `NONE` is not set",
     );
-    check("tls = {}", "2:7: error: destination[0].tls: `tls` has no effect: the URL does not begin with `https://`");
+    check(
+        "tls = {}",
+        "2:7: error: destination[0].tls: `tls` has no effect: the URL does not begin with `https://`",
+    );
     let tls = |lines: &str| destination(&format!("url = \"https://127.0.0.1/\"\ntls = {{ {lines} }}"));
     let check = |lines: &str, problem: &str| crate::support::check(&tls(lines), problem);
     check("ca = \"/dev/null\"", "3:14: error: destination[0].tls.ca: it holds no certificate in PEM form");

@@ -79,7 +79,8 @@ impl Backend {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (acceptor, all, status) = (TlsAcceptor::from(Arc::new(config)), Arc::clone(&seen), Arc::new(status));
+        let (acceptor, all, status) =
+            (TlsAcceptor::from(Arc::new(config)), Arc::clone(&seen), Arc::new(status));
         tokio::spawn(async move {
             for connection in 0.. {
                 let Ok((stream, _)) = listener.accept().await else { return };
@@ -94,7 +95,9 @@ impl Backend {
                         async move {
                             let (head, body) = request.into_parts();
                             let body = body.collect().await.unwrap().to_bytes().len();
-                            let text = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+                            let text = |name: &str| {
+                                head.headers.get(name).map(|value| value.to_str().unwrap().to_owned())
+                            };
                             let host = head.uri.authority().map(|name| name.to_string()).or(text("host"));
                             let authorization = text("authorization");
                             let version = head.version;
@@ -110,7 +113,10 @@ impl Backend {
                     });
                     let stream = TokioIo::new(stream);
                     if http2 {
-                        http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await.ok();
+                        http2::Builder::new(TokioExecutor::new())
+                            .serve_connection(stream, service)
+                            .await
+                            .ok();
                     } else {
                         http1::Builder::new().serve_connection(stream, service).await.ok();
                     }
@@ -139,9 +145,11 @@ impl Backend {
 #[tokio::test]
 async fn a_backend_that_chooses_http2_gets_it_with_bodies_of_any_size_over_one_connection() {
     let known = authority();
-    for (protocols, version) in
-        [(&["h2", "http/1.1"][..], Version::HTTP_2), (&["http/1.1"], Version::HTTP_11), (&[], Version::HTTP_11)]
-    {
+    for (protocols, version) in [
+        (&["h2", "http/1.1"][..], Version::HTTP_2),
+        (&["http/1.1"], Version::HTTP_11),
+        (&[], Version::HTTP_11),
+    ] {
         let backend = Backend::start(&known, None, protocols, |n| if n == 0 { 503 } else { 200 }).await;
         let gateway = Gateway::start([backend.destination(&[&known], None)]);
         let mut large = delivery(b"");
@@ -244,14 +252,21 @@ async fn misbehaviour_over_http2_has_its_outcome() {
         ("half an answer and the end", half, false, true, Outcome::ConnectionLost),
         ("resets the stream", reset, false, false, Outcome::ConnectionLost),
         ("turns the connection away", goaway, false, true, Outcome::ConnectionLost),
-        ("HTTP/1.1", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(), false, false, Outcome::InvalidResponse),
+        (
+            "HTTP/1.1",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(),
+            false,
+            false,
+            Outcome::InvalidResponse,
+        ),
         ("pings for ever", ping, true, false, Outcome::InvalidResponse),
         ("interim answers for ever", interim, true, false, Outcome::InvalidResponse),
     ] {
         let known = authority();
         let (chain, key) = issue(&known);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -282,7 +297,9 @@ async fn misbehaviour_over_http2_has_its_outcome() {
                 stream.shutdown().await.ok();
                 return;
             }
-            while tokio::io::AsyncReadExt::read_buf(&mut stream, &mut got).await.is_ok_and(|bytes| bytes > 0) {}
+            while tokio::io::AsyncReadExt::read_buf(&mut stream, &mut got).await.is_ok_and(|bytes| bytes > 0)
+            {
+            }
         });
         let record = gateway.first_record().await;
         assert_eq!(record.outcome, outcome.label(), "{what}: {}", record.detail);
