@@ -49,7 +49,8 @@ pub(super) fn read_auth(
         "a table such as { basic = { user = \"countersign\", password = { env = \"LEGACY_PASSWORD\" } } }";
     let Some(value) = table.get("auth") else { return };
     value.conceal(&["user", "env", "file"]);
-    let basic = value.table(HELP).and_then(|auth| auth.require("basic", HELP)).and_then(|basic| basic.table(HELP));
+    let basic =
+        value.table(HELP).and_then(|auth| auth.require("basic", HELP)).and_then(|basic| basic.table(HELP));
     let Some(basic) = basic else { return };
     let user = basic.require("user", HELP).and_then(|user| {
         let text = user.text()?;
@@ -85,13 +86,19 @@ pub(super) fn read_tls(table: &Table<'_>, url: Option<&Uri>, context: &Context<'
     let Some(value) = table.get("tls") else { return BackendTls::default() };
     let Some(tls) = value.table(HELP) else { return BackendTls::default() };
     if url.is_some_and(|url| url.scheme() != Some(&Scheme::HTTPS)) {
-        value.wrong("`tls` has no effect: the URL does not begin with `https://`", "an https URL, or no `tls`");
+        value.wrong(
+            "`tls` has no effect: the URL does not begin with `https://`",
+            "an https URL, or no `tls`",
+        );
     }
     let authorities = tls.get("ca").and_then(|ca| {
         let authorities = certificates(&ca, context)?;
         let added = authorities.iter().map(|authority| RootCertStore::empty().add(authority.clone()));
         if let Some(Err(error)) = added.into_iter().find(Result::is_err) {
-            ca.wrong(format!("a certificate in it cannot be an authority: {error}"), "certificates of authorities");
+            ca.wrong(
+                format!("a certificate in it cannot be an authority: {error}"),
+                "certificates of authorities",
+            );
             return None;
         }
         Some(authorities)
@@ -107,7 +114,10 @@ pub(super) fn read_tls(table: &Table<'_>, url: Option<&Uri>, context: &Context<'
         match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider) {
             Ok(_) => Some(Arc::new(ClientIdentity { chain, key })),
             Err(error) => {
-                at.wrong(format!("the key cannot be used with `cert`: {error}"), "the key of the certificate");
+                at.wrong(
+                    format!("the key cannot be used with `cert`: {error}"),
+                    "the key of the certificate",
+                );
                 None
             }
         }

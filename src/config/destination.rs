@@ -9,11 +9,11 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderName, HeaderValue, Uri};
 
 use super::Destination;
-use super::{backend, secrets};
 use super::values::{
     Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
     rate, read_duration, url,
 };
+use super::{backend, secrets};
 use crate::address::Reach;
 use crate::forward::{BreakerPolicy, By, Concurrency, OnDead, Order, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
@@ -96,7 +96,8 @@ fn check_address(url: &Uri, value: &Value<'_>, allow_private: bool) {
 fn read_concurrency(table: &Table<'_>) -> Concurrency {
     const DEFAULT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
     const ADAPTIVE_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-    const HELP: &str = "a whole number from 1 to 1024, \"adaptive\", or { adaptive = 64 }, which is never more than 64";
+    const HELP: &str =
+        "a whole number from 1 to 1024, \"adaptive\", or { adaptive = 64 }, which is never more than 64";
     let bounded = |table: &Table<'_>, key, default: NonZeroUsize| {
         NonZeroUsize::new(integer(table, key, default.get(), 1..=1024)).unwrap_or(default)
     };
@@ -109,7 +110,9 @@ fn read_concurrency(table: &Table<'_>) -> Concurrency {
         }
         Some(value) if value.is_table() => {
             let bound = value.table(HELP).filter(|table| table.require("adaptive", HELP).is_some());
-            Concurrency::Adaptive(bound.map_or(ADAPTIVE_MAX, |table| bounded(&table, "adaptive", ADAPTIVE_MAX)))
+            Concurrency::Adaptive(
+                bound.map_or(ADAPTIVE_MAX, |table| bounded(&table, "adaptive", ADAPTIVE_MAX)),
+            )
         }
         Some(_) | None => Concurrency::Fixed(bounded(table, "concurrency", DEFAULT)),
     }

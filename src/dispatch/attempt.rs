@@ -159,8 +159,14 @@ async fn conclude(
 ) {
     let progress = Progress::InFlight { attempt: lease.attempt };
     let steady = lane.shared.clock.steady();
-    let (mut next, actions) =
-        step(&destination.retry, later(lease.pending_since, lease.waited), progress, input, steady.time, fastrand::f64());
+    let (mut next, actions) = step(
+        &destination.retry,
+        later(lease.pending_since, lease.waited),
+        progress,
+        input,
+        steady.time,
+        fastrand::f64(),
+    );
     // A pause that begins now is a real one, also while steady time runs twice as fast.
     if let Progress::Waiting { due_at, .. } = &mut next {
         *due_at = steady.after(elapsed(steady.time, *due_at));

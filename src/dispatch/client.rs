@@ -24,8 +24,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_rustls::ConfigBuilderExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{ClientConfig, RootCertStore};
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -182,7 +182,14 @@ impl Endpoint {
         let secure = url.scheme() == Some(&Scheme::HTTPS);
         let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        Self { secure, resolver: Resolver::new(host, port), allow_private, tls, idle: Mutex::default(), kept: Notify::new() }
+        Self {
+            secure,
+            resolver: Resolver::new(host, port),
+            allow_private,
+            tls,
+            idle: Mutex::default(),
+            kept: Notify::new(),
+        }
     }
 
     /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`; of the
@@ -266,8 +273,10 @@ impl Endpoint {
         let mut link = timeout(connect_limit, Box::pin(self.connect(connect_limit)))
             .await
             .map_err(|_| Failure::ConnectTimeout(connect_limit))??;
-        let response = link.send(request).await.map_err(Failure::Head)?;
-        Ok((response, link))
+        match link.send(request).await {
+            Ok(response) => Ok((response, link)),
+            Err(error) => Err(link.meter.tls_failure().map_or(Failure::Head(error), Failure::Tls)),
+        }
     }
 
     fn take_idle(&self) -> Option<Link> {
@@ -403,7 +412,14 @@ mod tests {
     const LATE: Duration = Duration::from_secs(60);
 
     fn endpoint(resolver: Resolver, allow_private: bool) -> Endpoint {
-        Endpoint { secure: false, resolver, allow_private, tls: Arc::default(), idle: Mutex::default(), kept: Notify::new() }
+        Endpoint {
+            secure: false,
+            resolver,
+            allow_private,
+            tls: Arc::default(),
+            idle: Mutex::default(),
+            kept: Notify::new(),
+        }
     }
 
     async fn exchange(endpoint: &Endpoint, connect_limit: Duration) -> Result<Answer, Failure> {

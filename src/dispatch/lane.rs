@@ -210,7 +210,11 @@ impl Lane {
     /// because its commit failed must not have used up the one probe.
     pub(super) fn reserve(&self) -> Option<Slot> {
         let mut state = self.lock();
-        let free = !state.paused && !state.behind && !state.unarranged && state.breaker.is_closed() && !self.stop.is_cancelled();
+        let free = !state.paused
+            && !state.behind
+            && !state.unarranged
+            && state.breaker.is_closed()
+            && !self.stop.is_cancelled();
         let slot = if free { Arc::clone(&self.slots).try_acquire_owned().ok() } else { None };
         let now = self.shared.monotonic();
         let slot = slot.filter(|_| {

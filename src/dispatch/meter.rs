@@ -4,8 +4,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -49,6 +49,8 @@ pub(super) struct Meter {
     /// Bytes that came back since the exchange began, where they are limited: over HTTP/2, where a backend may talk of
     /// other things than its answer for ever.
     received: Option<AtomicUsize>,
+    /// Why TLS gave the connection up, which the protocol code of HTTP/2 passes on as text.
+    tls: OnceLock<rustls::Error>,
 }
 
 impl Meter {
@@ -61,6 +63,7 @@ impl Meter {
             exchanges: AtomicU32::new(0),
             unproven: AtomicBool::new(false),
             received: http2.then(AtomicUsize::default),
+            tls: OnceLock::new(),
         })
     }
 
@@ -88,6 +91,11 @@ impl Meter {
     /// Whether anything came back since the exchange began.
     pub(super) fn heard(&self) -> bool {
         self.heard.load(Ordering::SeqCst)
+    }
+
+    /// Why TLS gave the connection up, if it has.
+    pub(super) fn tls_failure(&self) -> Option<io::Error> {
+        self.tls.get().map(|error| io::Error::new(io::ErrorKind::InvalidData, error.clone()))
     }
 
     /// Waits until the request has left whole (true) or cannot any more (false).
@@ -180,7 +188,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             return Poll::Ready(Err(error));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        if let Some(error) = read.as_ref().err().and_then(io::Error::get_ref)
+            && let Some(error) = error.downcast_ref::<rustls::Error>()
+        {
+            // The first is the cause of any other.
+            self.meter.tls.get_or_init(|| error.clone());
+        }
+        read?;
         let bytes = buffer.filled().len() - before;
         if bytes > 0 {
             self.meter.heard.store(true, Ordering::SeqCst);

@@ -129,7 +129,8 @@ mod tests {
             let (order, key) = (by(place), by(place).key(delivery));
             assert_eq!(key.strip_prefix(order.prefix()), Some(expected), "{place}");
         };
-        let body = delivery(r#"{"data": {"site_id": 42, "name": "a\u00e9", "on": true}}"#, &[("x-site", "eu-1")]);
+        let body =
+            delivery(r#"{"data": {"site_id": 42, "name": "a\u00e9", "on": true}}"#, &[("x-site", "eu-1")]);
         check("json:/data/site_id", &body, "42");
         check("json:/data/name", &body, "aé");
         check("header:X-Site", &body, "eu-1");

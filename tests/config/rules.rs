@@ -455,7 +455,7 @@ fn destinations() {
         "concurrency = { adaptive = 2000 }",
         "2:28: error: destination[0].concurrency.adaptive: 2000 is out of range",
     );
-    check("concurrency = {}", "2:15: error: destination[0].concurrency: `adaptive` is missing");
+    check("concurrency = {}", "2:15: error: destination[0].concurrency.adaptive: `adaptive` is missing");
     check("breaker = \"on\"", "2:11: error: destination[0].breaker: `on` is not a choice here");
     check("breaker = { failures = 0 }", "2:24: error: destination[0].breaker.failures: 0 is out of range");
     check(
@@ -467,7 +467,7 @@ fn destinations() {
         "order = { key = \"site_id\" }",
         "2:17: error: destination[0].order.key: `site_id` cannot be used: it does not say where to look",
     );
-    check("order = {}", "2:9: error: destination[0].order: `key` is missing");
+    check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
     check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
     for key in ["template", "content_type", "method"] {
         check(
@@ -498,7 +498,10 @@ fn concurrency_and_order_are_what_the_file_says() {
     assert_eq!(order("order = \"strict\""), Some(Order::new(By::Strict, OnDead::Park)));
     let pointer = "order = { key = \"/data/site_id\" }";
     assert_eq!(order(pointer), by("json:/data/site_id", OnDead::Park));
-    assert_eq!(order(&format!("{pointer}\non_dead = \"continue\"")), by("json:/data/site_id", OnDead::Continue));
+    assert_eq!(
+        order(&format!("{pointer}\non_dead = \"continue\"")),
+        by("json:/data/site_id", OnDead::Continue)
+    );
     assert_eq!(order("order = { key = \"header:X-Site\" }"), by("header:x-site", OnDead::Park));
 }
 
@@ -507,14 +510,17 @@ fn how_the_gateway_proves_itself_to_a_backend() {
     let line = "auth = { basic = { user = \"gate\", password = { value = \"way:1\" } } }";
     let headers = accepted(&destination(line)).destinations[0].headers.clone();
     assert_eq!(headers.len(), 1);
-    assert_eq!((headers[0].0.as_str(), headers[0].1.as_bytes()), ("authorization", &b"Basic Z2F0ZTp3YXk6MQ=="[..]));
+    assert_eq!(
+        (headers[0].0.as_str(), headers[0].1.as_bytes()),
+        ("authorization", &b"Basic Z2F0ZTp3YXk6MQ=="[..])
+    );
     assert!(headers[0].1.is_sensitive());
     let check = |line: &str, problem: &str| check(&destination(line), problem);
     check(
         &format!("headers = {{ authorization = \"x\" }}\n{line}"),
         "3:8: error: destination[0].auth: `headers` sets `Authorization` as well",
     );
-    check("auth = {}", "2:8: error: destination[0].auth: `basic` is missing");
+    check("auth = {}", "2:8: error: destination[0].auth.basic: `basic` is missing");
     check(
         "auth = { basic = { user = \"a:b\", password = { value = \"way\" } } }",
         "2:27: error: destination[0].auth.basic.user: a user name has neither a colon nor control characters",
@@ -523,7 +529,10 @@ fn how_the_gateway_proves_itself_to_a_backend() {
         "auth = { basic = { user = \"a\", password = { env = \"NONE\" } } }",
         "2:51: error: destination[0].auth.basic.password.env: the environment variable `NONE` is not set",
     );
-    check("tls = {}", "2:7: error: destination[0].tls: `tls` has no effect: the URL does not begin with `https://`");
+    check(
+        "tls = {}",
+        "2:7: error: destination[0].tls: `tls` has no effect: the URL does not begin with `https://`",
+    );
     let tls = |lines: &str| destination(&format!("url = \"https://127.0.0.1/\"\ntls = {{ {lines} }}"));
     let check = |lines: &str, problem: &str| crate::support::check(&tls(lines), problem);
     check("ca = \"/dev/null\"", "3:14: error: destination[0].tls.ca: it holds no certificate in PEM form");

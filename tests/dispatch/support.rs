@@ -12,7 +12,9 @@ use countersign::clock::{Clock, Timestamp};
 use countersign::config::{BackendTls, Destination};
 use countersign::delivery::{Delivery, Verification};
 use countersign::dispatch::Lanes;
-use countersign::forward::{Concurrency, Input, Order, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step};
+use countersign::forward::{
+    Concurrency, Input, Order, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step,
+};
 use countersign::id::Id;
 use countersign::metrics::Metrics;
 use countersign::store::{

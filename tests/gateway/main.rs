@@ -14,6 +14,7 @@ mod handshakes;
 mod observe;
 mod once;
 mod operate;
+mod order;
 mod readme;
 mod rejections;
 mod sync;

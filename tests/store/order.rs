@@ -119,7 +119,11 @@ pub(crate) async fn what_waits_is_brought_into_a_new_order(mut bench: Bench) {
     bench.settle(&second, retry(30, 1), at(9)).await;
     assert!(bench.leased("a", at(29)).await.is_empty());
     arranged(&bench, keyed("json:/site", OnDead::Park)).await;
-    assert_eq!(ids(&bench.leased("a", at(29)).await), [all[2]], "of the other key the first is to be retried");
+    assert_eq!(
+        ids(&bench.leased("a", at(29)).await),
+        [all[2]],
+        "of the other key the first is to be retried"
+    );
     bench.restart().await;
     arranged(&bench, keyed("json:/site", OnDead::Park)).await;
     assert_eq!(ids(&bench.leased("a", at(30)).await).len(), 2, "the first of each key, as before");
@@ -230,7 +234,8 @@ impl Walk {
         let progress = Progress::Waiting { due_at: received_at, attempts: 0 };
         self.forwards.push(Held { id, site, progress, revived: false });
         let earlier = self.forwards[..self.forwards.len() - 1].iter();
-        let of_key = earlier.filter(|other| self.order.is_some() && self.site_of(other.site) == self.site_of(site));
+        let of_key =
+            earlier.filter(|other| self.order.is_some() && self.site_of(other.site) == self.site_of(site));
         let is_told = |other: &&Held| !other.revived || !matches!(other.progress, Progress::Waiting { .. });
         let (told, not_told): (Vec<_>, Vec<_>) = of_key.partition(is_told);
         let in_the_way = told.iter().any(|other| self.is_in_the_way(other));
@@ -346,11 +351,16 @@ impl Walk {
                 self.forward(*id).progress = Progress::Delivered;
             }
             self.revive().await;
-            let open = |forward: &Held| !matches!(forward.progress, Progress::Delivered | Progress::Cancelled);
+            let open =
+                |forward: &Held| !matches!(forward.progress, Progress::Delivered | Progress::Cancelled);
             if !self.forwards.iter().any(open) {
                 break;
             }
-            assert!(self.now < (i64::try_from(self.seed).unwrap() + 1) * 100_000, "seed {}: stuck", self.seed);
+            assert!(
+                self.now < (i64::try_from(self.seed).unwrap() + 1) * 100_000,
+                "seed {}: stuck",
+                self.seed
+            );
         }
         assert_eq!((self.bench.depth("a").pending, self.bench.depth("a").dead), (0, 0));
     }

@@ -301,7 +301,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         connection
-            .execute("INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 3, 7, 0, NULL, NULL, 0)", [])
+            .execute(
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 3, 7, 0, NULL, NULL, 0)",
+                [],
+            )
             .unwrap();
         let candidate = Candidate { id: Id::from_bytes([0; 16]), due_at: 7, found: Found::Unreadable(what) };
         let now = from_milliseconds(1_000);

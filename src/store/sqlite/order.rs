@@ -35,9 +35,12 @@ pub(super) fn enqueue(
     let last: Option<i64> = last.query_row([destination, key], |row| row.get(0))?;
     // The clock says nothing about two of one millisecond, and may be set back.
     let arrival = (now.as_millisecond() << 10).max(last.map_or(i64::MIN, |last| last.saturating_add(1)));
-    transaction
-        .prepare_cached("INSERT INTO ordered VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![destination, key, arrival, id.as_bytes()])?;
+    transaction.prepare_cached("INSERT INTO ordered VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        destination,
+        key,
+        arrival,
+        id.as_bytes()
+    ])?;
     Ok(last.is_none())
 }
 
@@ -50,9 +53,8 @@ pub(super) fn is_first(
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     let id = delivery.id.as_bytes();
-    let mut select = transaction.prepare_cached(
-        "SELECT order_key, arrival FROM ordered WHERE delivery = ?1 AND destination = ?2",
-    )?;
+    let mut select = transaction
+        .prepare_cached("SELECT order_key, arrival FROM ordered WHERE delivery = ?1 AND destination = ?2")?;
     let place: Option<(String, i64)> =
         select.query_row(params![id, destination], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     match place {
@@ -102,9 +104,8 @@ pub(super) fn ended(
 }
 
 fn remove(transaction: &Transaction<'_>, destination: &str, id: Id) -> rusqlite::Result<Option<String>> {
-    let mut delete = transaction.prepare_cached(
-        "DELETE FROM ordered WHERE delivery = ?1 AND destination = ?2 RETURNING order_key",
-    )?;
+    let mut delete = transaction
+        .prepare_cached("DELETE FROM ordered WHERE delivery = ?1 AND destination = ?2 RETURNING order_key")?;
     delete.query_row(params![id.as_bytes(), destination], |row| row.get(0)).optional()
 }
 
@@ -166,10 +167,9 @@ pub(super) fn unplaced(
          WHERE settled_at IS NULL AND destination = ?1 AND (state, due_at, delivery) > (?2, ?3, ?4)
          ORDER BY state, due_at, delivery LIMIT ?5",
     )?;
-    let mut place =
-        connection.prepare_cached("SELECT order_key FROM ordered WHERE delivery = ?1 AND destination = ?2")?;
-    let mut rows =
-        select.query(params![destination, after.state, after.due_at, after.id, ROWS_MAX])?;
+    let mut place = connection
+        .prepare_cached("SELECT order_key FROM ordered WHERE delivery = ?1 AND destination = ?2")?;
+    let mut rows = select.query(params![destination, after.state, after.due_at, after.id, ROWS_MAX])?;
     let (mut found, mut last, mut bytes) = (Vec::new(), None, 0);
     while let Some(row) = rows.next()?
         && bytes < BYTES_MAX
@@ -203,7 +203,12 @@ pub(super) struct Enqueue {
 impl Work for Enqueue {
     type Output = ();
 
-    fn apply(&self, transaction: &Transaction<'_>, _: &mut Claims, _: &mut Effects<'_>) -> rusqlite::Result<()> {
+    fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        _: &mut Claims,
+        _: &mut Effects<'_>,
+    ) -> rusqlite::Result<()> {
         let mut insert = transaction.prepare_cached(
             "INSERT INTO ordered SELECT destination, ?3, ?4, delivery FROM forward
                  WHERE delivery = ?1 AND destination = ?2 AND settled_at IS NULL

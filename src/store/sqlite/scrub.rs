@@ -212,7 +212,8 @@ pub(super) mod tests {
         check("", None);
         let deleted = "DELETE FROM forward WHERE due_at = 1500;";
         check(&beside_the_index(deleted), Some(verdict::NOT_IN_TABLE));
-        let moved = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
+        let moved =
+            "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
         check(&beside_the_index(moved), Some("a forward that waits is not in its index"));
     }
 
