@@ -19,10 +19,10 @@ mod walk;
 
 use walk::Walk;
 
-const STEPS: usize = 30;
+const STEPS: usize = 24;
 const SEEDS: u64 = 1_000;
 /// Walks at once: they wait for threads of the store.
-const ABREAST: usize = 12;
+const ABREAST: usize = 16;
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var_os(name)?;

@@ -77,6 +77,8 @@ pub(crate) struct Model {
     pub(crate) claims: HashMap<String, (u32, Timestamp)>,
     /// Since when a forward has been pending, in steady time.
     pub(crate) since: BTreeMap<Forward, Timestamp>,
+    /// How many requests had come when a forward was last brought back.
+    pub(crate) begun: BTreeMap<Forward, usize>,
     /// Attempts that a crash or stop cut off since then: they count, and another follows at once.
     interrupted: BTreeMap<Forward, u32>,
     /// What a step may have brought back from the dead.
@@ -94,7 +96,8 @@ pub(crate) struct Model {
     pub(crate) retired: BTreeSet<(Forward, u32)>,
     pub(crate) lowered: BTreeSet<(Forward, u32)>,
     pub(crate) before: Tables,
-    got: usize,
+    /// Requests that earlier checks have seen.
+    pub(crate) got: usize,
 }
 
 fn index(destination: &str) -> usize {
@@ -169,7 +172,8 @@ impl Model {
             return;
         }
         let since = self.since[&forward];
-        let earlier = outside.got[..self.got].iter().rev().find(|other| {
+        let begun = self.begun.get(&forward).copied().unwrap_or(0);
+        let earlier = outside.got[begun.min(self.got)..self.got].iter().rev().find(|other| {
             (other.number, other.destination, other.era) == (got.number, got.destination, got.era)
                 && other.replay == got.replay
         });
@@ -188,7 +192,9 @@ impl Model {
 
     /// Delivered only what the backend has taken, dead only what it refused or what is out of its budget.
     fn settled(&self, forward: Forward, row: &Row, outside: &Outside, now: Timestamp) {
-        let mut this = outside.got.iter().rev().filter(|got| (got.number, got.destination) == forward);
+        let begun = self.begun.get(&forward).copied().unwrap_or(0);
+        let mut this =
+            outside.got[begun..].iter().rev().filter(|got| (got.number, got.destination) == forward);
         let last = this.clone().next();
         let answered = this.find(|got| got.attempt == row.attempts && got.replay == row.replay);
         let answered = answered.map(|got| got.reply);
@@ -207,6 +213,8 @@ impl Model {
             }
             "in_flight" => assert!(row.attempts == seen, "{told}: attempt {seen} is open"),
             "delivered" => assert_eq!(answered, Some(Reply::Accept), "{told}"),
+            // A redelivery that a crash was ahead of.
+            "dead" if self.before.forwards.get(&forward) == Some(row) => {}
             "dead" => {
                 let next = pause(forward.1, row.attempts).map(|pause| later(now, pause));
                 let spent = next.is_none_or(|next| next > later(self.since[&forward], AGE_MAX));

@@ -180,8 +180,12 @@ impl<'a> Walk<'a> {
         self.model.revived.insert(number);
         for destination in self.model.stored.get(&number).into_iter().flatten() {
             let forward = (number, *destination);
-            if self.model.before.forwards.get(&forward).is_none_or(|row| row.state == "dead") {
+            let before = self.model.before.forwards.get(&forward);
+            if before.is_none_or(|row| row.state == "dead") {
                 self.model.since.insert(forward, self.clock.steady().time);
+            }
+            if before.is_some_and(|row| row.state == "dead") {
+                self.model.begun.insert(forward, self.model.got);
             }
         }
     }
