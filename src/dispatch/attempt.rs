@@ -48,7 +48,8 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
             () = sleep(wait) => {}
         }
     }
-    if lane.stop.is_cancelled() {
+    // Also paused: it may have been leased by a look into the store that began before.
+    if lane.stop.is_cancelled() || lane.is_paused() {
         lane.record(Fault::Gateway, Duration::ZERO);
         let destination = lane.destination();
         let _slot = slot;

@@ -196,6 +196,10 @@ impl Lane {
         self.wake();
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
     pub(super) fn status(&self) -> LaneStatus {
         let state = self.lock();
         LaneStatus {
