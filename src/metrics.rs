@@ -58,6 +58,8 @@ pub struct Metrics {
     pub verify_secret_uses: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
+    /// 1 for what is to be done about a secret, 0 for what is not.
+    pub verify_secret_advice: IntGaugeVec,
     /// Our clock minus the timestamps of verified requests.
     pub verify_clock_skew: HistogramVec,
     /// Refused requests that were put in quarantine.
@@ -78,6 +80,10 @@ pub struct Metrics {
     pub store_commit_deliveries: Histogram,
     /// Size of the store's files.
     pub store_bytes: IntGauge,
+    /// Room on the file system of the store, when it was last seen.
+    pub store_disk_free: IntGauge,
+    /// Below so much of it nothing is accepted.
+    pub store_disk_reserve: IntGauge,
     /// Rows that are damaged or could not be read, and were set aside.
     pub store_corrupt_rows: IntCounter,
     /// Attempts by outcome.
@@ -102,6 +108,8 @@ pub struct Metrics {
     pub lane_state: IntGaugeVec,
     /// Attempts that a lane may run at once.
     pub lane_concurrency: IntGaugeVec,
+    /// 1 while deliveries can be accepted.
+    pub ready: IntGauge,
     /// Times that the wall clock was set, `forward` or `backward`.
     pub clock_steps: IntCounterVec,
     /// Times that the process stood still.
@@ -235,6 +243,11 @@ impl Metrics {
                 "When a secret last verified a request, Unix time; 0 when it has not yet.",
                 &["source", "secret"],
             ),
+            verify_secret_advice: c.int_gauges(
+                "verify_secret_advice",
+                "1 for what is to be done about a secret, 0 for what is not: `status` tells it in words.",
+                &["source", "secret", "advice"],
+            ),
             verify_clock_skew: c.histograms(
                 "verify_clock_skew_seconds",
                 "Our clock minus the timestamps of verified requests; negative where the sender's clock is ahead.",
@@ -271,6 +284,14 @@ impl Metrics {
                 &BATCH_BUCKETS,
             ),
             store_bytes: c.int_gauge("store_bytes", "Size of the store's files."),
+            store_disk_free: c.int_gauge(
+                "store_disk_free_bytes",
+                "Free bytes of the file system of the store, when they were last seen.",
+            ),
+            store_disk_reserve: c.int_gauge(
+                "store_disk_reserve_bytes",
+                "Free bytes below which no delivery is accepted.",
+            ),
             store_corrupt_rows: c.counter(
                 "store_corrupt_rows_total",
                 "Rows that are damaged or could not be read, and were set aside.",
@@ -327,6 +348,7 @@ impl Metrics {
                 "Attempts that a lane may run at once.",
                 &["destination"],
             ),
+            ready: c.int_gauge("ready", "1 while deliveries can be accepted, as `/readyz` tells it, else 0."),
             clock_steps: c.counters(
                 "clock_steps_total",
                 "Times that the wall clock was set by a second or more, or went on while the machine was suspended.",

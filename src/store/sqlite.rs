@@ -128,7 +128,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     directory::sync(&directory).map_err(unusable)?;
 
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
-    let watch = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
+    let watch = health::watch(Arc::clone(&health), metrics.clone()).map_err(OpenError::Thread)?;
     let told = metrics.clone();
     let first = if load::is_small(health.file()) { scrub::EVERY } else { load::SCRUB_FIRST };
     let scrub = scrub::start(Arc::clone(&health), first, move |damaged| load::report(damaged, &told));

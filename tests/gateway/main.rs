@@ -11,6 +11,7 @@ mod commands;
 mod durable;
 mod exact;
 mod handshakes;
+mod listen;
 mod observe;
 mod once;
 mod operate;

@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
 use crate::sender::{body, every_provider};
-use crate::support::{Gateway, countersign, eventually, run};
+use crate::support::{Gateway, countersign, eventually, run, write_config};
 
 #[test]
 fn the_books_balance() {
@@ -266,6 +267,14 @@ fn status_tells_which_secrets_are_used_and_what_to_do_about_them() {
         gateway.metric(&format!("countersign_verify_secret_uses_total{{secret=\"{secret}\",source=\"gh\"}}"))
     };
     assert_eq!((uses("new"), uses("old")), (Some(0.0), Some(1.0)));
+    let advice = |secret: &str, advice: &str| {
+        let labels = format!("advice=\"{advice}\",secret=\"{secret}\",source=\"gh\"");
+        gateway.metric(&format!("countersign_verify_secret_advice{{{labels}}}"))
+    };
+    assert_eq!(
+        [advice("new", "only_old_matches"), advice("new", "retire"), advice("old", "only_old_matches")],
+        [Some(1.0), Some(0.0), Some(0.0)]
+    );
     let admin = format!("http://{}", gateway.admin);
     let text = String::from_utf8(run(&["status", "--admin", &admin]).stdout).unwrap();
     assert!(text.contains("WARNING: new: not used yet, only old matches"), "{text}");
@@ -278,4 +287,37 @@ fn status_tells_which_secrets_are_used_and_what_to_do_about_them() {
         "{secrets}"
     );
     assert!(secrets[1]["last_used_at"].is_string(), "{secrets}");
+
+    // An alert must not go on about a secret that has been taken back.
+    gateway.rewrite(&without_the_new_secret(&backend));
+    assert_eq!(run(&["reload", "--admin", &admin]).status.code(), Some(0));
+    assert_eq!([advice("new", "only_old_matches"), advice("old", "only_old_matches")], [None, Some(0.0)]);
+}
+
+fn without_the_new_secret(backend: &Backend) -> String {
+    format!(
+        "[[source]]\nname = \"gh\"\nprovider = \"github\"\nto = [\"legacy\"]\n\
+         secrets = [{{ name = \"old\", value = \"{SECRET}\" }}]\n\
+         [[destination]]\nname = \"legacy\"\nurl = \"{}\"\n",
+        backend.url()
+    )
+}
+
+#[test]
+fn the_metrics_tell_readiness_and_how_near_the_disk_is_to_its_reserve() {
+    let backend = Backend::accepting();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    write_config(directory.path(), &every_provider(&backend));
+    let file = directory.path().join("countersign.toml");
+    let shown = |reserve: &str| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let key = text.lines().find(|line| line.starts_with("store.disk_reserve")).unwrap();
+        std::fs::write(&file, text.replace(key, &format!("store.disk_reserve = \"{reserve}\""))).unwrap();
+        let gateway = Gateway::start_in(Arc::clone(&directory), |_| ());
+        let metric = |name: &str| gateway.metric(&format!("countersign_{name}")).unwrap();
+        let near = metric("store_disk_free_bytes") < metric("store_disk_reserve_bytes");
+        (gateway.admin_get("/readyz").0, metric("ready"), near)
+    };
+    assert_eq!(shown("1MiB"), (200, 1.0, false));
+    assert_eq!(shown("900TiB"), (503, 0.0, true));
 }
