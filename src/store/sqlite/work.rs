@@ -77,6 +77,11 @@ impl<'o> Effects<'o> {
         self.change(destination, Some((since, 1)), -1);
     }
 
+    /// A dead letter is cancelled.
+    pub(super) fn buried(&mut self, destination: &Arc<str>) {
+        self.change(destination, None, -1);
+    }
+
     fn change(&mut self, destination: &Arc<str>, pending: Option<(Timestamp, i8)>, dead: i8) {
         self.changes.push(Change { destination: Arc::clone(destination), pending, dead });
     }
