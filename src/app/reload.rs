@@ -113,6 +113,7 @@ impl Parts {
         let needs_restart = needs_restart(&self.started_with, &config);
         // Lanes first: a request that finds a new source finds its lane, too.
         self.lanes.apply(&config.destinations);
+        self.paused.apply(&self.lanes);
         self.ingest.apply(&config);
         self.config.store(Arc::new(config));
         let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();

@@ -6,6 +6,7 @@ mod backend;
 mod sender;
 mod support;
 
+mod admin;
 mod bounded;
 mod commands;
 mod durable;
@@ -16,5 +17,6 @@ mod once;
 mod operate;
 mod readme;
 mod rejections;
+mod replays;
 mod trust;
 mod verified;
