@@ -13,19 +13,27 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::admin;
+use crate::admin::{self, Events};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dispatch::Lanes;
 use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::store::operators::Operators;
 use crate::store::quarantine::Quarantine;
 use crate::store::sqlite::{self, OpenError};
 
+mod audit;
+mod deliveries;
 mod drain;
 mod expiry;
 mod handover;
+mod jobs;
+mod lookout;
+mod masks;
+mod observed;
+mod paused;
 mod rejections;
 mod reload;
 mod sockets;
@@ -39,6 +47,8 @@ pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 
 use handover::Door;
+use observed::Observed;
+use paused::Paused;
 
 /// A running gateway.
 pub struct App {
@@ -64,6 +74,12 @@ struct Parts {
     started_at: Timestamp,
     metrics: Metrics,
     store: Arc<dyn Store>,
+    /// The same store.
+    operators: Arc<dyn Operators>,
+    events: Arc<Events>,
+    jobs: jobs::Known,
+    changes: audit::Changes,
+    paused: Paused,
     quarantine: Arc<Quarantine>,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
@@ -155,7 +171,13 @@ impl App {
             disk_reserve: config.store.disk_reserve,
             metrics: metrics.clone(),
         };
-        let store: Arc<dyn Store> = Arc::new(waiting::open_store(options, &lanes, follows).await?);
+        let sqlite = Arc::new(waiting::open_store(options, &lanes, follows).await?);
+        let stages = Stages::default();
+        let events = Arc::new(Events::new(stages.stopping.clone()));
+        let operators: Arc<dyn Operators> = Arc::clone(&sqlite) as _;
+        let store: Arc<dyn Store> = Arc::new(Observed { store: sqlite, events: Arc::clone(&events) });
+        let paused = Paused::load(&config.store.path);
+        paused.apply(&lanes);
         let admin_socket = match admin_socket {
             Some(socket) => socket,
             None => waiting::bind_when_free(config.admin.address).await.map_err(admin_error)?,
@@ -164,7 +186,6 @@ impl App {
         let door = Door::open(&config.store.path, [listener.as_fd(), admin_socket.as_fd()]);
         lanes.start(&store);
 
-        let stages = Stages::default();
         let config = Arc::new(config);
         // Held with the data directory; a look at what is kept must not hold up the start.
         let quarantine = {
@@ -193,6 +214,11 @@ impl App {
             clock,
             metrics,
             store,
+            operators,
+            events,
+            jobs: jobs::Known::default(),
+            changes: audit::Changes::default(),
+            paused,
             quarantine,
             lanes,
         });
@@ -202,6 +228,7 @@ impl App {
         requests.spawn(serving);
         requests.close();
         tokio::spawn(Arc::clone(&parts).upkeep(failure));
+        tokio::spawn(Arc::clone(&parts).look_out());
         let operators = tokio::spawn(Arc::clone(&parts).serve_admin(admin_socket));
         let (taken_over, successor) = watch::channel(None);
         match door {

@@ -10,6 +10,8 @@ mod damaged;
 mod forwards;
 #[path = "store/order.rs"]
 mod order;
+#[path = "store/operators.rs"]
+mod operators;
 #[path = "store/retention.rs"]
 mod retention;
 #[path = "store/sqlite.rs"]
@@ -55,13 +57,28 @@ macro_rules! conformance {
             depths_follow_every_transition_and_survive_a_restart
             a_closed_store_says_so
         );
-        conformance!($engine, order:
             one_key_waits_for_its_first_and_others_flow_on
             a_place_in_the_lane_is_given_to_nobody_out_of_turn
             a_dead_letter_parks_its_key_or_lets_it_go_on
             what_waits_is_brought_into_a_new_order
             ten_thousand_behind_one_key_delay_neither_it_nor_others
             keys_keep_their_order_at_random
+        );
+        conformance!($engine, operators:
+            deliveries_are_listed_newest_first_page_by_page
+            every_part_of_a_filter_has_to_hold
+            a_text_is_looked_for_where_nothing_is_masked
+            a_delivery_without_a_forward_is_unrouted
+            a_delivery_id_is_found_by_its_claim_and_its_elders_after_it
+            a_history_tells_of_forwards_and_attempts
+            dead_letters_are_counted_by_destination_and_outcome
+            dead_letters_are_listed_across_destinations
+            targets_are_what_a_change_fits_in_the_order_of_arrival
+            a_replay_to_one_destination_leaves_the_others_alone
+            what_waits_is_not_doubled
+            a_purged_one_can_be_replayed_until_retention_takes_it
+            what_is_cancelled_is_not_leased_and_not_settled
+            depths_follow_what_operators_change
         );
         conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:
