@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::admin::{Event, Events};
 use crate::clock::Timestamp;
 use crate::delivery::Delivery;
-use crate::forward::State;
+use crate::forward::{Order, State};
 use crate::id::Id;
 use crate::store::{Accepted, Arrival, Depth, HandedOver, Lease, Settlement, Store, StoreError, Swept};
 

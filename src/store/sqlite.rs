@@ -18,7 +18,7 @@ use self::handed_over::{HandOver, Show};
 use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
 use self::operate::{Find, Operate};
-use self::order::{Disband, Enqueue, Position, Review};
+use self::order::{Disband, Enqueue, Position, Review, Unplaced};
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
@@ -360,8 +360,8 @@ impl Store for Sqlite {
         while let Some(after) = next {
             let (order, to) = (Arc::clone(&order), Arc::clone(&destination));
             let unplaced = self.read(move |connection| order::unplaced(connection, &order, &to, &after));
-            let forwards;
-            (forwards, next) = unplaced.await?;
+            let Unplaced { forwards, last } = unplaced.await?;
+            next = last;
             if !forwards.is_empty() {
                 self.submit(Enqueue { destination: Arc::clone(&destination), forwards }).await?;
             }
