@@ -17,6 +17,7 @@ use crate::secret::Secret;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
+mod countersign;
 mod destination;
 mod file;
 mod listen;
@@ -247,7 +248,16 @@ pub struct Destination {
     /// When to stop trying for a while; `None` is never.
     pub breaker: Option<BreakerPolicy>,
     /// Makes the countersignature; `None` does not sign.
-    pub sign: Option<Signer>,
+    pub sign: Option<Countersign>,
     /// Headers to set; secret ones are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// `destination.sign`
+#[derive(Debug, Clone)]
+pub enum Countersign {
+    /// In one format, whichever source a delivery came in by: Standard Webhooks.
+    Uniform(Signer),
+    /// In the format of the source that a delivery came in by, by its name.
+    AsProvider(Vec<(Arc<str>, Signer)>),
 }

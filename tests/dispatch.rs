@@ -2,6 +2,8 @@
 //! other user.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not marked as tests")]
 
+#[path = "dispatch/as_provider.rs"]
+mod as_provider;
 #[path = "dispatch/backend.rs"]
 mod backend;
 #[path = "dispatch/kept.rs"]

@@ -8,22 +8,27 @@ use std::time::Duration;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::Destination;
+use super::countersign::{self, AsProvider, Wanted};
 use super::secrets;
 use super::values::{
     Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
     rate, read_duration, url,
 };
+use super::{Countersign, Destination};
 use crate::address::Reach;
 use crate::forward::{BreakerPolicy, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
 use crate::units::format_duration;
-use crate::verify::{Signer, preset};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> Option<Destination> {
+/// Also what is to be made of its `sign` once the sources are known.
+pub(super) fn read<'d>(
+    table: &Table<'d>,
+    names: &Unique,
+    context: &Context<'_>,
+) -> Option<(Destination, Option<AsProvider<'d>>)> {
     let name = table.require("name", "1 to 63 of the characters a-z, 0-9 and -").and_then(|value| {
         let name = name(&value)?;
         names.take(name, &value, "each destination needs a name of its own", context).then_some(name)
@@ -53,10 +58,15 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
     let rate = rate(table);
     let retry = read_retry(&table.section("retry"), read_statuses(table));
     let breaker = read_breaker(table);
-    let sign = table.get("sign").map(|value| read_sign(&value, context));
+    let sign = table.get("sign").map(|value| countersign::read(&value, context));
     let headers = read_headers(table, context);
     refuse_later_keys(table);
-    Some(Destination {
+    let (sign, as_provider) = match sign {
+        Some(Wanted::Uniform(signer)) => (Some(Countersign::Uniform(*signer?)), None),
+        Some(Wanted::AsProvider(wanted)) => (None, Some(wanted?)),
+        None => (None, None),
+    };
+    let destination = Destination {
         name: Arc::from(name?),
         url: url?,
         allow_private,
@@ -66,12 +76,10 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
         rate,
         retry,
         breaker,
-        sign: match sign {
-            Some(signer) => Some(signer?),
-            None => None,
-        },
+        sign,
         headers,
-    })
+    };
+    Some((destination, as_provider))
 }
 
 /// An address in the URL is judged when the file is read; those of a name, whenever it is dialled.
@@ -219,37 +227,6 @@ fn read_breaker(table: &Table<'_>) -> Option<BreakerPolicy> {
         value.wrong("the longest pause is shorter than the first one", "at least `probe_after`");
     }
     Some(BreakerPolicy { failures: integer(&breaker, "failures", 10, 1..=1_000_000), probe_after, probe_max })
-}
-
-fn read_sign(value: &Value<'_>, context: &Context<'_>) -> Option<Signer> {
-    const HELP: &str =
-        "a table such as { scheme = \"standard-webhooks\", secret = { env = \"LEGACY_SECRET\" } }";
-    const SECRET: &str =
-        "`whsec_` followed by base64; make one with `echo \"whsec_$(openssl rand -base64 32)\"`";
-    value.conceal(&["scheme", "env", "file", "secret"]);
-    let table = value.table(HELP)?;
-    let scheme = table.require("scheme", "\"standard-webhooks\"").and_then(|value| match value.text()? {
-        "standard-webhooks" => preset("standard-webhooks").map(|preset| preset.scheme.clone()),
-        "provider" => {
-            not_available(&value, "signing as the provider does", "\"standard-webhooks\"");
-            None
-        }
-        other => {
-            value.wrong(format!("`{other}` is not a choice here"), "\"standard-webhooks\"");
-            None
-        }
-    });
-    let found = table.require("secret", SECRET).and_then(|value| {
-        value.conceal(&["env", "file"]);
-        secrets::find_unguessable(&value.table("a table such as { env = \"LEGACY_SECRET\" }")?, context)
-    })?;
-    match Signer::new(scheme?, &found.secret) {
-        Ok(signer) => Some(signer),
-        Err(error) => {
-            found.at.wrong(error.to_string(), SECRET);
-            None
-        }
-    }
 }
 
 fn read_headers(table: &Table<'_>, context: &Context<'_>) -> Vec<(HeaderName, HeaderValue)> {

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, FORWARDED, HOST};
@@ -12,7 +13,7 @@ use http_body_util::Full;
 
 use super::trace;
 use crate::clock::Timestamp;
-use crate::config::Destination;
+use crate::config::{Countersign, Destination};
 use crate::delivery::{Delivery, begins_to_cgi, is_same_to_cgi};
 use crate::store::Lease;
 use crate::verify::{KeyError, Message};
@@ -43,6 +44,8 @@ pub(super) enum RequestError {
     Url(#[from] http::uri::InvalidUri),
     #[error("it cannot be signed: {0}")]
     Sign(#[from] KeyError),
+    #[error("it cannot be signed as its provider does: there is no source `{0}` any more")]
+    NoFormat(Arc<str>),
 }
 
 /// The request of one attempt, at `now`; `span` names it in the sender's trace.
@@ -83,16 +86,25 @@ pub(super) fn build(
         headers.insert(WEBHOOK_ID, id_value);
     }
     let mut signed = HeaderMap::new();
-    if let Some(signer) = &destination.sign {
+    if let Some(sign) = &destination.sign {
         let url = format!("{}://{host}{target}", destination.url.scheme_str().unwrap_or("http"));
-        let message = Message {
-            method: &delivery.method,
-            url: &url,
-            id: Some(&id),
-            event: delivery.event.as_deref(),
-            body: &delivery.body,
+        let message =
+            Message { method: &delivery.method, url: &url, id: Some(&id), event: None, body: &delivery.body };
+        signed = match sign {
+            Countersign::Uniform(signer) => signer.sign(&message, now)?,
+            Countersign::AsProvider(signers) => {
+                let signer = signers.iter().find(|(source, _)| *source == delivery.source);
+                let (_, signer) =
+                    signer.ok_or_else(|| RequestError::NoFormat(Arc::clone(&delivery.source)))?;
+                // Its backends know the provider's id.
+                let id = delivery.delivery_id.as_deref().or(message.id);
+                let again = signer.sign_again(&delivery.headers, &Message { id, ..message }, now)?;
+                for name in again.gone {
+                    headers.remove(name);
+                }
+                again.new
+            }
         };
-        signed = signer.sign(&message, now)?;
     }
     let configured = destination.headers.iter().map(|(name, _)| name);
     remove_twins(&mut headers, &OURS.iter().chain(signed.keys()).chain(configured).collect::<Vec<_>>());
@@ -241,8 +253,6 @@ fn header_value(text: &str) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http::Method;
 
     use super::*;

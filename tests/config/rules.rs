@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign::config::ReplayGuard;
+use countersign::config::{Countersign, ReplayGuard};
 use countersign::forward::{Schedule, StatusPattern};
 use http::Method;
 
@@ -546,8 +546,8 @@ fn countersignature_and_headers() {
     assert_eq!(headers, [("x-key", true), ("x-tenant", false)]);
 
     check(
-        &format!("sign = {{ scheme = \"provider\", {whsec} }}"),
-        "2:19: error: destination[0].sign.scheme: signing as the provider does is not available in this version",
+        &format!("sign = {{ scheme = \"providers\", {whsec} }}"),
+        "2:19: error: destination[0].sign.scheme: `providers` is not a choice here",
     );
     check(
         "sign = { scheme = \"standard-webhooks\" }",
@@ -637,5 +637,51 @@ fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
     assert_eq!(
         accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
         0
+    );
+}
+
+#[test]
+fn a_destination_may_be_signed_as_the_provider_does_and_with_a_private_key() {
+    let sign = |line: &str| accepted(&destination(line)).destinations[0].sign.clone();
+    let as_provider = sign("sign = { scheme = \"provider\", secret = { env = \"SET\" } }");
+    assert!(matches!(as_provider, Some(Countersign::AsProvider(signers)) if *signers[0].0 == *"a"));
+    let seed = "whsk_nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=";
+    let asymmetric =
+        sign(&format!("sign = {{ scheme = \"standard-webhooks\", secret = {{ value = \"{seed}\" }} }}"));
+    assert!(format!("{asymmetric:?}").contains("Ed25519"), "{asymmetric:?}");
+}
+
+#[test]
+fn what_cannot_be_signed_as_its_provider_does_is_refused_and_says_why() {
+    let check = |provider: &str, secret: &str, why: &str| {
+        let secrets = if provider == "none" {
+            "provider = -\nsecrets = -\nverify = \"none\"\n".to_owned()
+        } else {
+            format!("provider = \"{provider}\"\nsecrets = [{{ value = \"{secret}\" }}]\n")
+        };
+        let text = source(&format!("name = \"s\"\n{secrets}")).replace(
+            "[[destination]]",
+            "[[destination]]\nsign = { scheme = \"provider\", secret = { env = \"SET\" } }",
+        );
+        let found = problems(&parse(&text));
+        let expected =
+            format!("destination[0].sign.scheme: source `s` (`{provider}`) cannot be signed again: {why}");
+        assert!(found.iter().any(|problem| problem.ends_with(&expected)), "{found:#?}");
+    };
+    const AS_IT_CAME: &str = "and not in a header; body and query are sent as they came";
+    const TEXT: &str = "a-secret-of-some-length";
+    check("linear", TEXT, &format!("its time stands at `json:/webhookTimestamp` {AS_IT_CAME}"));
+    check("mailgun", TEXT, &format!("its signature stands at `json:/signature/signature` {AS_IT_CAME}"));
+    check("azure-event-grid", TEXT, &format!("its signature stands at `query:token` {AS_IT_CAME}"));
+    check(
+        "contentful",
+        &"c".repeat(64),
+        "its signatures can be verified, not made: only the provider has the key",
+    );
+    check("none", "", "it verifies nothing, so there is no format to sign in");
+    check(
+        "discord",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed)",
     );
 }
