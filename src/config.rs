@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use crate::forward::{BreakerPolicy, RetryPolicy};
 use crate::identity::SubjectRule;
 use crate::secret::Secret;
+use crate::shape::Shape;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
@@ -24,10 +25,13 @@ mod listen;
 mod networks;
 mod render;
 mod secrets;
+mod shape;
 mod source;
 mod values;
 mod verification;
+mod when;
 
+pub use crate::route::Route;
 pub use file::{ConfigError, Refused, environment, load, parse};
 
 /// Everything that the program needs to know.
@@ -206,15 +210,6 @@ pub enum ReplayGuard {
     Off,
 }
 
-/// An element of `source.to`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The destination's name.
-    pub destination: Arc<str>,
-    /// Event types to forward, with `*` for any run of characters; empty forwards all.
-    pub events: Vec<String>,
-}
-
 /// `source.ack`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ack {
@@ -251,6 +246,8 @@ pub struct Destination {
     pub sign: Option<Countersign>,
     /// Headers to set; secret ones are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How its requests differ from what the provider sent.
+    pub shape: Shape,
 }
 
 /// `destination.sign`

@@ -14,10 +14,14 @@ mod lanes;
 mod misbehaviours;
 #[path = "dispatch/outcomes.rs"]
 mod outcomes;
+#[path = "reliability/preload.rs"]
+mod preload;
 #[path = "dispatch/private.rs"]
 mod private;
 #[path = "dispatch/requests.rs"]
 mod requests;
+#[path = "dispatch/shape.rs"]
+mod shape;
 #[path = "dispatch/support.rs"]
 mod support;
 #[path = "dispatch/tls.rs"]

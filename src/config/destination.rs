@@ -10,14 +10,16 @@ use http::{HeaderName, HeaderValue, Uri};
 
 use super::countersign::{self, AsProvider, Wanted};
 use super::secrets;
+use super::shape;
 use super::values::{
     Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
-    rate, read_duration, url,
+    rate, read_duration,
 };
 use super::{Countersign, Destination};
 use crate::address::Reach;
 use crate::forward::{BreakerPolicy, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
+use crate::shape::Shape;
 use crate::units::format_duration;
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -36,9 +38,9 @@ pub(super) fn read<'d>(
     const URL: &str = "where requests go, such as \"http://127.0.0.1:3000/hooks\"";
     let allow_private = table.get("allow_private").and_then(|value| value.boolean()).unwrap_or(true);
     let url = table.require("url", URL).and_then(|value| {
-        let url = url(&value, URL)?;
+        let (url, path) = shape::url(&value, URL)?;
         check_address(&url, &value, allow_private);
-        Some(url)
+        Some((url, path))
     });
     let timeout = duration(
         table,
@@ -60,15 +62,17 @@ pub(super) fn read<'d>(
     let breaker = read_breaker(table);
     let sign = table.get("sign").map(|value| countersign::read(&value, context));
     let headers = read_headers(table, context);
+    let shape = shape::read(table, context);
     refuse_later_keys(table);
     let (sign, as_provider) = match sign {
         Some(Wanted::Uniform(signer)) => (Some(Countersign::Uniform(*signer?)), None),
         Some(Wanted::AsProvider(wanted)) => (None, Some(wanted?)),
         None => (None, None),
     };
+    let (url, path) = url?;
     let destination = Destination {
         name: Arc::from(name?),
-        url: url?,
+        url,
         allow_private,
         timeout,
         connect_timeout,
@@ -78,6 +82,7 @@ pub(super) fn read<'d>(
         breaker,
         sign,
         headers,
+        shape: Shape { path, ..shape },
     };
     Some((destination, as_provider))
 }
@@ -247,7 +252,7 @@ fn read_headers(table: &Table<'_>, context: &Context<'_>) -> Vec<(HeaderName, He
     headers
 }
 
-fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
+pub(super) fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
     let Ok(header) = name.parse::<HeaderName>() else {
         value.wrong(format!("`{name}` cannot be the name of a header"), "letters, digits and `-`");
         return None;
@@ -263,7 +268,7 @@ fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
     Some(header)
 }
 
-fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderValue> {
+pub(super) fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderValue> {
     const HELP: &str = "a string, or for what is secret { env = \"NAME\" } or { file = \"/path\" }";
     let (bytes, at, secret) = if value.is_text() {
         (value.text()?.as_bytes().to_vec(), value.clone(), false)
@@ -291,11 +296,6 @@ fn refuse_later_keys(table: &Table<'_>) {
             Some("none") => {}
             Some("strict") | None => not_available(&order, "an order of deliveries", HELP),
             Some(other) => order.wrong(format!("`{other}` is not a choice here"), HELP),
-        }
-    }
-    for key in ["template", "content_type", "method"] {
-        if let Some(value) = table.get(key) {
-            not_available(&value, &format!("`{key}`"), "leave it out: requests are forwarded as they came");
         }
     }
 }

@@ -96,7 +96,7 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
     let span = NonZeroU64::new(fastrand::u64(..)).unwrap_or(NonZeroU64::MIN);
     let request = match request::build(lease, destination, clock.now(), span) {
         Ok(request) => request,
-        Err(error) => return End::without_answer(Outcome::Unsendable, error.to_string()),
+        Err(error) => return End::without_answer(error.outcome(), error.to_string()),
     };
     match endpoint.exchange(request, destination.timeout, destination.connect_timeout).await {
         Ok(answer) => End {

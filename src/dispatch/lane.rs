@@ -285,6 +285,7 @@ pub(super) mod tests {
     use crate::dispatch::Lanes;
     use crate::forward::{BreakerPolicy, RetryPolicy, Schedule};
     use crate::metrics::Metrics;
+    use crate::shape::Shape;
     use crate::units::Rate;
 
     pub(in crate::dispatch) fn destination(url: &str) -> Destination {
@@ -305,6 +306,7 @@ pub(super) mod tests {
             breaker: None,
             sign: None,
             headers: Vec::new(),
+            shape: Shape::default(),
         }
     }
 

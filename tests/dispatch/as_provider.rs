@@ -199,3 +199,60 @@ async fn a_delivery_whose_source_is_gone_is_a_dead_letter_that_says_so() {
     assert!(record.detail.contains("there is no source `another` any more"), "{}", record.detail);
     assert_eq!(backend.count(), 0);
 }
+
+/// With the providers' own SDKs, which `tests/sdk/install` installs where it can, on a clock that says when it is.
+#[tokio::test]
+async fn official_verifiers_accept_what_is_delivered_an_hour_and_a_week_later() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sdk = root.join("target/sdk");
+    if !sdk.join("ready").exists() {
+        println!("skipped: tests/sdk/install has not installed the providers' verifiers");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let written = |name: &str, got: Vec<serde_json::Value>| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, serde_json::Value::from(got).to_string()).unwrap();
+        path
+    };
+    for after in [3_600, WEEK] {
+        let mut got = Vec::new();
+        for provider in ["stripe", "slack", "svix", "standard-webhooks", "github"] {
+            let seen = delivered(provider, after).await;
+            let headers = seen.headers.iter().map(|(name, value)| {
+                (name.clone(), serde_json::Value::from(String::from_utf8_lossy(value).into_owned()))
+            });
+            let is_base64 = ["svix", "standard-webhooks"].contains(&provider);
+            let (ours, theirs) = if is_base64 { (OURS_BASE64, THEIRS_BASE64) } else { (OURS, THEIRS) };
+            got.push(serde_json::json!({
+                "provider": provider,
+                "secret": ours,
+                "other": theirs,
+                "headers": headers.collect::<serde_json::Map<_, _>>(),
+                "body": STANDARD.encode(&seen.body),
+            }));
+        }
+        let github = written("github.json", vec![got.pop().unwrap()]);
+        let others = written("others.json", got);
+        let clock = directory.path().join("clock");
+        let ahead = (SIGNED_AT + after) * 1_000 - Clock::system().now().as_millisecond();
+        std::fs::write(&clock, ahead.to_ne_bytes()).unwrap();
+        let run = |program: &Path, script: &Path, file: &Path| {
+            let output = std::process::Command::new(program)
+                .arg(script)
+                .arg(file)
+                .env("LD_PRELOAD", crate::preload::library("clock"))
+                .env("COUNTERSIGN_TEST_CLOCK", &clock)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+            text.lines().filter(|line| line.starts_with("verified ")).count()
+        };
+        assert_eq!(run(&sdk.join("python/bin/python3"), &root.join("tests/sdk/verify.py"), &others), 4);
+        // Where node looks for the SDK.
+        let script = sdk.join("verify.mjs");
+        std::fs::copy(root.join("tests/sdk/verify.mjs"), &script).unwrap();
+        assert_eq!(run(Path::new("node"), &script, &github), 1);
+    }
+}

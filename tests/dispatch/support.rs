@@ -15,6 +15,7 @@ use countersign::dispatch::Lanes;
 use countersign::forward::{Input, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step};
 use countersign::id::Id;
 use countersign::metrics::Metrics;
+use countersign::shape::Shape;
 use countersign::store::{
     Accepted, Arrival, AttemptRecord, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
 };
@@ -331,6 +332,7 @@ pub(crate) fn destination(name: &str, url: &str) -> Destination {
         breaker: None,
         sign: None,
         headers: Vec::new(),
+        shape: Shape::default(),
     }
 }
 

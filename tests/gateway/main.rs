@@ -16,5 +16,6 @@ mod once;
 mod operate;
 mod readme;
 mod rejections;
+mod routes;
 mod trust;
 mod verified;
