@@ -69,6 +69,13 @@ pub(super) fn settle(
     for source in sources {
         let is_routed = source.to.iter().any(|route| route.destination == destination.name);
         match source.verifier.signer(&secret.secret) {
+            Ok(signer) if is_routed && destination.shape.body.is_some() && signer.signs_body_digest() => {
+                let message = format!(
+                    "source `{}` (`{}`) signs a digest of the body that came, and `template` makes another",
+                    source.name, source.provider
+                );
+                scheme.wrong(message, "leave `template` out, or sign by \"standard-webhooks\"");
+            }
             Ok(signer) => signers.push((Arc::clone(&source.name), signer)),
             Err(error) if is_routed => {
                 let message = format!(

@@ -138,8 +138,9 @@ pub(super) fn url(value: &Value<'_>, help: &str) -> Option<(Uri, Option<PathTemp
             }
             Some((read_url(value, &plain, help)?, Some(template)))
         }
-        Err((_, why)) => {
-            value.wrong(why, help);
+        Err((at, why)) => {
+            // Behind the quote; a URL has no escapes.
+            value.wrong_at(value.span().start + 1 + path + at, why, help);
             None
         }
     }

@@ -260,8 +260,8 @@ mod tests {
         );
         check("{{ body.a.b[1].c }}", "deep \"quoted\"\n");
         check("{{ body | pointer('/a/b/0') }}{{ body | pointer('/a/nothing/b') | default('-') }}", "x-");
-        check("{{ body.nothing | default('none') }} {{ body.null }}", "none none");
-        check("{{ body.a | tojson }}", r#"{"b":["x",{"c":"deep \"quoted\"\n"}]}"#);
+        check("{{ body.nothing | default('none') }} {{ body.null }}", "none None");
+        check("{{ body.a | tojson }}", r#"{"b": ["x", {"c": "deep \"quoted\"\n"}]}"#);
         check("{{ 'äbcdef' | truncate(4) }} {{ 'abc' | truncate(3) }}", "äbc… abc");
         check(
             "{{ body.at | date('%Y-%m-%d %H:%M') }} {{ received_at | date('%Y') }}",

@@ -10,9 +10,6 @@ use crate::delivery::Delivery;
 pub struct Place(Locator);
 
 impl Place {
-    /// What [`parse`](Self::parse) takes.
-    pub const HELP: &str = Locator::HELP;
-
     /// Reads a place.
     ///
     /// # Errors

@@ -489,13 +489,13 @@ fn destinations() {
     );
     check(
         "url = \"http://127.0.0.1:1/{evnt}\"",
-        "2:7: error: destination[0].url: `{evnt}` is no value of a delivery; there are {event}, {source}, {delivery_id}, {id}, {json:/pointer}, {header:NAME}, {query:NAME} or {form:NAME}",
+        "2:27: error: destination[0].url: `{evnt}` is no value of a delivery; there are {event}, {source}, {delivery_id}, {id}, {json:/pointer}, {header:NAME}, {query:NAME} or {form:NAME}",
     );
     check(
         "url = \"http://{event}:1/\"",
         "2:7: error: destination[0].url: values of a delivery may stand in the path and the query of a URL only",
     );
-    check("url = \"http://127.0.0.1:1/{event\"", "2:7: error: destination[0].url: the brace is not closed");
+    check("url = \"http://127.0.0.1:1/{event\"", "2:27: error: destination[0].url: the brace is not closed");
     crate::support::check(
         &second("name = \"c\"\nurl = \"http://a/\""),
         "10:8: warning: destination[1].name: no source forwards to this destination",
@@ -704,6 +704,17 @@ fn what_cannot_be_signed_as_its_provider_does_is_refused_and_says_why() {
             format!("destination[0].sign.scheme: source `s` (`{provider}`) cannot be signed again: {why}");
         assert!(found.iter().any(|problem| problem.ends_with(&expected)), "{found:#?}");
     };
+    let twilio = "name = \"s\"\nprovider = \"twilio-json\"\nsecrets = [{ value = \"a-secret-of-some-length\" }]\n\
+        public_url = \"https://hooks.example.com\"\n";
+    let text = source(twilio).replace(
+        "[[destination]]",
+        "[[destination]]\ntemplate = \"builtin:slack\"\nsign = { scheme = \"provider\", secret = { env = \"SET\" } }",
+    );
+    let found = problems(&parse(&text));
+    assert!(
+        found.iter().any(|problem| problem.contains("signs a digest of the body that came")),
+        "{found:#?}"
+    );
     const AS_IT_CAME: &str = "and not in a header; body and query are sent as they came";
     const TEXT: &str = "a-secret-of-some-length";
     check("linear", TEXT, &format!("its time stands at `json:/webhookTimestamp` {AS_IT_CAME}"));
