@@ -254,7 +254,7 @@ pub struct Destination {
 #[derive(Debug, Clone)]
 pub enum Countersign {
     /// In one format, whichever source a delivery came in by: Standard Webhooks.
-    Uniform(Signer),
+    Uniform(Box<Signer>),
     /// In the format of the source that a delivery came in by, by its name.
     AsProvider(Vec<(Arc<str>, Signer)>),
 }

@@ -107,7 +107,7 @@ pub(crate) mod tests {
     }
 
     fn names(routes: &[Route], delivery: &Delivery) -> Vec<String> {
-        matching(routes, delivery).destinations.iter().map(|name| name.to_string()).collect()
+        matching(routes, delivery).destinations.iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(super) fn read<'d>(
     let shape = shape::read(table, context);
     refuse_later_keys(table);
     let (sign, as_provider) = match sign {
-        Some(Wanted::Uniform(signer)) => (Some(Countersign::Uniform(*signer?)), None),
+        Some(Wanted::Uniform(signer)) => (Some(Countersign::Uniform(signer?)), None),
         Some(Wanted::AsProvider(wanted)) => (None, Some(wanted?)),
         None => (None, None),
     };

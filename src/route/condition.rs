@@ -246,7 +246,7 @@ fn meter(expression: &mut IdedExpr) {
     match &mut expression.expr {
         Expr::Select(select) => meter(&mut select.operand),
         Expr::Call(call) => {
-            call.target.iter_mut().map(|target| &mut **target).chain(&mut call.args).for_each(meter)
+            call.target.iter_mut().map(|target| &mut **target).chain(&mut call.args).for_each(meter);
         }
         Expr::List(list) => list.elements.iter_mut().for_each(meter),
         Expr::Comprehension(each) => {
