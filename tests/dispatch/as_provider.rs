@@ -126,7 +126,7 @@ async fn an_unmodified_verifier_accepts_what_is_delivered_a_week_later() {
         ("pagerduty", "x-pagerduty-signature", "v1="),
     ] {
         check(provider, |seen, _| {
-            assert_eq!(seen.one(header), format!("{prefix}{}", hex(&[BODY])), "{provider}")
+            assert_eq!(seen.one(header), format!("{prefix}{}", hex(&[BODY])), "{provider}");
         })
         .await;
     }
