@@ -13,20 +13,25 @@ use ipnet::IpNet;
 use crate::forward::{BreakerPolicy, Concurrency, Order, RetryPolicy};
 use crate::identity::SubjectRule;
 use crate::secret::Secret;
+use crate::shape::Shape;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
 mod backend;
+mod countersign;
 mod destination;
 mod file;
 mod listen;
 mod networks;
 mod render;
 mod secrets;
+mod shape;
 mod source;
 mod values;
 mod verification;
+mod when;
 
+pub use crate::route::Route;
 pub use backend::{BackendTls, ClientIdentity};
 pub use file::{ConfigError, Refused, environment, load, parse};
 
@@ -212,15 +217,6 @@ pub enum ReplayGuard {
     Off,
 }
 
-/// An element of `source.to`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The destination's name.
-    pub destination: Arc<str>,
-    /// Event types to forward, with `*` for any run of characters; empty forwards all.
-    pub events: Vec<String>,
-}
-
 /// `source.ack`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ack {
@@ -258,7 +254,18 @@ pub struct Destination {
     /// Which of its forwards wait for each other; `None` when none does.
     pub order: Option<Arc<Order>>,
     /// Makes the countersignature; `None` does not sign.
-    pub sign: Option<Signer>,
+    pub sign: Option<Countersign>,
     /// Headers to set; secret ones are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How its requests differ from what the provider sent.
+    pub shape: Shape,
+}
+
+/// `destination.sign`
+#[derive(Debug, Clone)]
+pub enum Countersign {
+    /// In one format, whichever source a delivery came in by: Standard Webhooks.
+    Uniform(Box<Signer>),
+    /// In the format of the source that a delivery came in by, by its name.
+    AsProvider(Vec<(Arc<str>, Signer)>),
 }

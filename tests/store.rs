@@ -8,10 +8,10 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
-#[path = "store/order.rs"]
-mod order;
 #[path = "store/operators.rs"]
 mod operators;
+#[path = "store/order.rs"]
+mod order;
 #[path = "store/retention.rs"]
 mod retention;
 #[path = "store/sqlite.rs"]
@@ -57,6 +57,7 @@ macro_rules! conformance {
             depths_follow_every_transition_and_survive_a_restart
             a_closed_store_says_so
         );
+        conformance!($engine, order:
             one_key_waits_for_its_first_and_others_flow_on
             a_place_in_the_lane_is_given_to_nobody_out_of_turn
             a_dead_letter_parks_its_key_or_lets_it_go_on

@@ -148,6 +148,7 @@ impl Gateway for Parts {
             stored: requests(&source.name, "stored"),
             duplicate: requests(&source.name, "duplicate"),
             rejected: requests(&source.name, "rejected"),
+            unrouted: self.metrics.ingest_unrouted.with_label_values(&[&*source.name]).get(),
             secrets: self.secrets(source),
         });
         let (depths, lanes) = (self.store.depths(), self.lanes.states());

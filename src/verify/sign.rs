@@ -19,7 +19,10 @@ use super::token::basic;
 use crate::clock::Timestamp;
 use crate::secret::Secret;
 
+mod again;
 mod key;
+
+pub use again::SignedAgain;
 
 use key::SigningKey;
 
@@ -97,7 +100,16 @@ impl Signer {
     /// # Errors
     /// When the message lacks something that the scheme signs, or a value cannot stand in its header.
     pub fn sign(&self, message: &Message<'_>, now: Timestamp) -> Result<HeaderMap, KeyError> {
-        let mut headers = HeaderMap::new();
+        self.complete(HeaderMap::new(), message, now)
+    }
+
+    /// `headers` with what the provider would add to them at `now`.
+    fn complete(
+        &self,
+        mut headers: HeaderMap,
+        message: &Message<'_>,
+        now: Timestamp,
+    ) -> Result<HeaderMap, KeyError> {
         for (places, value) in [(&self.scheme.delivery_id, message.id), (&self.scheme.event, message.event)] {
             if let (Some(name), Some(value)) = (header_of(places), value) {
                 headers.insert(name.clone(), header_value(name, value)?);

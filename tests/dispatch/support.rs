@@ -17,6 +17,7 @@ use countersign::forward::{
 };
 use countersign::id::Id;
 use countersign::metrics::Metrics;
+use countersign::shape::Shape;
 use countersign::store::{
     Accepted, Arrival, AttemptRecord, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
 };
@@ -340,6 +341,7 @@ pub(crate) fn destination(name: &str, url: &str) -> Destination {
         breaker: None,
         sign: None,
         headers: Vec::new(),
+        shape: Shape::default(),
     }
 }
 
