@@ -181,13 +181,7 @@ impl JwtRule {
         }
         for (claim, allowed) in &self.claims {
             let given = token.claims.get(claim).ok_or(Refusal::ValueMissing)?;
-            let is_allowed = |given: &Value| {
-                given.as_str().is_some_and(|given| {
-                    allowed.iter().any(|value| value.text(request).is_some_and(|text| *text == *given))
-                })
-            };
-            // An audience may be a list, of which one has to be meant.
-            if !is_allowed(given) && !given.as_array().is_some_and(|list| list.iter().any(is_allowed)) {
+            if !is_one_of(given, allowed, request) {
                 return Err(Refusal::ValueMismatch);
             }
         }
@@ -195,6 +189,22 @@ impl JwtRule {
         let hash = token.text(claim).ok_or(Refusal::ValueMissing)?;
         let hash = encoding.decode(hash.as_bytes()).ok_or(Refusal::BodyMismatch)?;
         if Sha256::digest(body).as_slice().ct_eq(&hash).into() { Ok(()) } else { Err(Refusal::BodyMismatch) }
+    }
+
+    /// The first claim that has to be there and is not.
+    pub(super) fn missing_claim(&self, token: &Token<'_>) -> Option<&str> {
+        let demanded = self.required.iter().chain(self.claims.iter().map(|(claim, _)| claim));
+        let demanded = demanded.chain(self.body_hash.iter().map(|(claim, _)| claim));
+        demanded.map(String::as_str).find(|claim| !token.claims.contains_key(*claim))
+    }
+
+    /// The first claim that is none of its values, and whether it should be the URL of the request.
+    pub(super) fn other_claim(&self, token: &Token<'_>, request: &Request<'_>) -> Option<(&str, bool)> {
+        let is_other = |(claim, allowed): &&(String, Vec<ClaimValue>)| {
+            token.claims.get(claim).is_some_and(|given| !is_one_of(given, allowed, request))
+        };
+        let (claim, allowed) = self.claims.iter().find(is_other)?;
+        Some((claim, allowed.contains(&ClaimValue::Url)))
     }
 
     /// The claims that a sender would make at `now`, in JSON.
@@ -219,6 +229,16 @@ impl JwtRule {
         }
         Value::Object(claims)
     }
+}
+
+/// Whether a claim has one of the allowed values. An audience may be a list, of which one has to be meant.
+fn is_one_of(given: &Value, allowed: &[ClaimValue], request: &Request<'_>) -> bool {
+    let is_allowed = |given: &Value| {
+        given.as_str().is_some_and(|given| {
+            allowed.iter().any(|value| value.text(request).is_some_and(|text| *text == *given))
+        })
+    };
+    is_allowed(given) || given.as_array().is_some_and(|list| list.iter().any(is_allowed))
 }
 
 impl Token<'_> {
