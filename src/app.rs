@@ -32,6 +32,7 @@ mod sockets;
 mod status;
 mod time;
 mod upkeep;
+mod uses;
 mod waiting;
 
 pub use handover::HandoverError;
@@ -39,6 +40,7 @@ pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 
 use handover::Door;
+use uses::Uses;
 
 /// A running gateway.
 pub struct App {
@@ -65,6 +67,7 @@ struct Parts {
     metrics: Metrics,
     store: Arc<dyn Store>,
     quarantine: Arc<Quarantine>,
+    uses: Uses,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
     certificate: Certificate,
@@ -174,6 +177,8 @@ impl App {
         let quarantine = Arc::new(quarantine.unwrap_or_else(|_| Quarantine::none(&metrics)));
         let ingest =
             Ingest::new(&config, Arc::clone(&store), Arc::clone(&quarantine), clock.clone(), metrics.clone());
+        let uses = Uses::new(Arc::clone(&store), metrics.clone());
+        uses.begin(&config, clock.now()).await;
         let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
             ingest,
@@ -188,6 +193,7 @@ impl App {
             metrics,
             store,
             quarantine,
+            uses,
             lanes,
         });
         parts.note_loaded(true);

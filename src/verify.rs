@@ -68,7 +68,7 @@ mod token;
 mod window;
 
 pub use check::{Proof, Published};
-pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource};
+pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource, Part};
 pub use handshake::{Handshake, HandshakeAnswer, HandshakeOptions, HandshakeRefusal};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;

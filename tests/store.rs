@@ -10,6 +10,8 @@ mod damaged;
 mod forwards;
 #[path = "store/retention.rs"]
 mod retention;
+#[path = "store/secrets.rs"]
+mod secrets;
 #[path = "store/sqlite.rs"]
 mod sqlite;
 #[path = "store/steps.rs"]
@@ -52,6 +54,10 @@ macro_rules! conformance {
             a_duplicate_revives_dead_forwards_only_when_asked
             depths_follow_every_transition_and_survive_a_restart
             a_closed_store_says_so
+        );
+        conformance!($engine, secrets:
+            the_use_of_secrets_is_known_after_a_restart
+            a_secret_that_was_handed_over_is_shown_once
         );
         conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:

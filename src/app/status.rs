@@ -11,7 +11,7 @@ use crate::admin::{
     RejectionRefused, Rejections, Reloaded, Reverification, Reverifications, SecretStatus, SourceStatus,
     Status, StoreStatus,
 };
-use crate::clock::{Timestamp, elapsed, from_milliseconds};
+use crate::clock::{Timestamp, elapsed};
 use crate::config::{Role, Source};
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
@@ -129,16 +129,8 @@ impl Gateway for Parts {
 impl Parts {
     /// How the secrets of a source have been used, and what follows from that.
     fn secrets(&self, source: &Source) -> Vec<SecretStatus> {
-        let with_use = |secret: SecretUse| {
-            let labels = [&*source.name, &*secret.name];
-            let last_used = self.metrics.verify_secret_last_used.with_label_values(&labels).get();
-            SecretUse {
-                last_used: (last_used > 0.0).then(|| from_milliseconds((last_used * 1e3) as i64)),
-                uses: self.metrics.verify_secret_uses.with_label_values(&labels).get(),
-                ..secret
-            }
-        };
-        let secrets: Vec<_> = source.verifier.secrets().map(with_use).collect();
+        let secrets = source.verifier.secrets().map(|secret| self.uses.tell(&source.name, secret));
+        let secrets: Vec<_> = secrets.collect();
         let advice = advise(&secrets, self.started_at, self.clock.now());
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         let status = |(secret, advice): (SecretUse, Option<Advice>)| SecretStatus {

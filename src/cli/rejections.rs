@@ -80,7 +80,8 @@ impl Which {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// `text` as one segment of a path, or as a value of a query.
+pub(super) fn escaped(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
