@@ -56,7 +56,8 @@ pub struct Captured<'a> {
     pub body: Option<&'a [u8]>,
     /// When its last byte had been read.
     pub received_at: Timestamp,
-    /// Why it was refused then, where that is known.
+    /// Why it was refused then, where that is known. What a source demands beside a proof stands here for as long as it
+    /// does: [`Refusal::IdMissing`], which is heeded where there is no id, and [`Refusal::Replayed`].
     pub refused: Option<Refusal>,
 }
 
@@ -132,13 +133,15 @@ impl<'a> Trials<'a> {
             checker.precheck(&request, self.received_at).err()
         } else {
             match checker.check(&request, None, self.received_at) {
-                Ok(_) => {
-                    let cause = match self.refused {
-                        Some(Refusal::Replayed) => Cause::Replayed,
-                        Some(Refusal::IdMissing) => Cause::NoDeliveryId,
-                        Some(_) | None => Cause::Verifies,
+                Ok(proof) => {
+                    let (refusal, cause) = match self.refused {
+                        Some(Refusal::Replayed) => (self.refused, Cause::Replayed),
+                        Some(Refusal::IdMissing) if proof.delivery_id.is_none() => {
+                            (self.refused, Cause::NoDeliveryId)
+                        }
+                        Some(_) | None => (None, Cause::Verifies),
                     };
-                    return Explanation { refusal: None, causes: vec![cause], complete: true };
+                    return Explanation { refusal, causes: vec![cause], complete: true };
                 }
                 Err(refusal) => Some(refusal),
             }
@@ -153,7 +156,8 @@ impl<'a> Trials<'a> {
             .or_else(|| self.of_other_providers())
             .or_else(|| self.with_other_headers())
             .or_else(|| self.with_other_bodies());
-        let causes = proven.unwrap_or_else(|| self.hints(refusal.or(self.refused)));
+        let then = self.refused.filter(|refused| *refused != Refusal::IdMissing);
+        let causes = proven.unwrap_or_else(|| self.hints(refusal.or(then)));
         Explanation { refusal, causes, complete: self.complete }
     }
 
@@ -260,7 +264,7 @@ impl<'a> Trials<'a> {
                 let secret = Secret::new(text).map(|secret| NamedSecret::new(name(), secret));
                 secret.is_ok_and(|secret| trials.proof_by(scheme, &[secret], &request).is_some())
             };
-            let bare = text.trim_ascii();
+            let bare = bare(text);
             if bare.len() < text.len() && tried(self, bare) {
                 return Some(vec![Cause::SecretHasSpace { secret: name() }]);
             }
@@ -554,6 +558,18 @@ fn in_units(scheme: &Scheme) -> Vec<(Option<Unit>, Scheme)> {
     std::iter::once(configured).chain(others).map(in_unit).collect()
 }
 
+/// What of a secret can be seen: without white space and invisible characters around it.
+fn bare(text: &[u8]) -> &[u8] {
+    const UNSEEN: [&str; 3] = ["\u{feff}", "\u{200b}", "\u{a0}"];
+    let mut bare = text.trim_ascii();
+    while let Some(rest) = UNSEEN.iter().find_map(|unseen| {
+        bare.strip_prefix(unseen.as_bytes()).or_else(|| bare.strip_suffix(unseen.as_bytes()))
+    }) {
+        bare = rest.trim_ascii();
+    }
+    bare
+}
+
 fn with_rule(scheme: &Scheme, rule: SignatureRule) -> Scheme {
     Scheme { auth: Auth::Signature(rule), ..scheme.clone() }
 }
@@ -664,6 +680,15 @@ mod tests {
             Self::by(&scheme(of), secret, NOW)
         }
 
+        /// Its own body, signed.
+        fn signed_anew(self, of: &str, secret: &str) -> Self {
+            let (url, body) = (format!("{BASE_URL}/in"), Bytes::from(self.body.clone()));
+            let message =
+                Message { method: &Method::POST, url: &url, id: Some("id-1"), event: None, body: &body };
+            let signer = Signer::new(scheme(of), &Secret::new(secret).unwrap()).unwrap();
+            Self { headers: signer.sign(&message, at(NOW)).unwrap(), ..self }
+        }
+
         fn with_body(self, body: impl Into<Vec<u8>>) -> Self {
             Self { body: body.into(), ..self }
         }
@@ -711,7 +736,10 @@ mod tests {
         };
         assert_eq!(github.explain(&captured, &[]).causes, [Cause::Replayed]);
         let refused = Some(Refusal::IdMissing);
-        assert_eq!(github.explain(&Captured { refused, ..captured }, &[]).causes, [Cause::NoDeliveryId]);
+        assert_eq!(github.explain(&Captured { refused, ..captured }, &[]).causes, [Cause::Verifies]);
+        let bare = sent.clone().without("x-github-delivery");
+        let explanation = github.explain(&Captured { refused, headers: &bare.headers, ..captured }, &[]);
+        assert_eq!((explanation.refusal, explanation.causes), (refused, vec![Cause::NoDeliveryId]));
         let explanation = github.explain(&Captured { body: None, refused: None, ..captured }, &[]);
         assert_eq!((explanation.refusal, explanation.causes), (None, vec![Cause::BodyMissing]));
     }
@@ -752,6 +780,11 @@ mod tests {
             check(&configured, &Sent::of("github", TEXT), Cause::SecretHasSpace { secret: "only".into() });
             let bare = verifier("github", vec![named("only", TEXT)]);
             check(&bare, &Sent::of("github", &padded), Cause::SenderSecretHasSpace { secret: "only".into() });
+        }
+        // What editors put before it, and what comes along with a copy from a page.
+        for unseen in ["\u{feff}{}\n", "{}\u{200b}", "\u{a0}{}"] {
+            let configured = verifier("github", vec![named("only", &unseen.replace("{}", TEXT))]);
+            check(&configured, &Sent::of("github", TEXT), Cause::SecretHasSpace { secret: "only".into() });
         }
         let token = verifier("ownstak", vec![named("only", &format!("{TEXT}\n"))]);
         check(&token, &Sent::of("ownstak", TEXT), Cause::SecretHasSpace { secret: "only".into() });
@@ -808,6 +841,12 @@ mod tests {
             "{\n  \"id\": \"evt-1\",\n  \"type\": \"t\",\n  \"amount\": 1.50\n}\n",
             BodyChange::JsonReencoded,
         );
+        // Its keys had been sorted before.
+        let sorted = r#"{"amount":2,"id":"evt-1","type":"t"}"#;
+        let resorted = Sent { body: sorted.into(), ..sent() };
+        let resorted =
+            resorted.signed_anew("github", TEXT).with_body(r#"{"id": "evt-1", "type": "t", "amount": 2}"#);
+        check(&github, &resorted, Cause::BodyChanged(BodyChange::JsonReencoded));
         changed(r#"{"id":"evt\u002d1","type":"t","amount":1.50}"#, BodyChange::JsonReencoded);
         let hints = explain(&github, &sent().with_body(&b"\x1f\x8b\x08\0"[..]), &[]);
         assert_eq!(hints, [Cause::Compressed { still: true }, Cause::UnknownSecret]);

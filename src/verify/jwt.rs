@@ -176,6 +176,10 @@ impl JwtRule {
         if time("exp")?.is_some_and(|end| clock::later(end, LEEWAY) < now) {
             return Err(Refusal::TimestampTooOld);
         }
+        // One that was not made yet is as strange as one that is not valid yet.
+        if time("iat")?.is_some_and(|made| made > clock::later(now, window.future)) {
+            return Err(Refusal::TimestampTooNew);
+        }
         if time("nbf")?.is_some_and(|begin| begin > clock::later(now, window.future)) {
             return Err(Refusal::TimestampTooNew);
         }
@@ -234,9 +238,13 @@ impl JwtRule {
 /// Whether a claim has one of the allowed values. An audience may be a list, of which one has to be meant.
 fn is_one_of(given: &Value, allowed: &[ClaimValue], request: &Request<'_>) -> bool {
     let is_allowed = |given: &Value| {
-        given.as_str().is_some_and(|given| {
-            allowed.iter().any(|value| value.text(request).is_some_and(|text| *text == *given))
-        })
+        let given = match given {
+            Value::String(text) => text.as_str(),
+            Value::Bool(true) => "true",
+            Value::Bool(false) => "false",
+            Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_) => return false,
+        };
+        allowed.iter().any(|value| value.text(request).is_some_and(|text| *text == *given))
     };
     is_allowed(given) || given.as_array().is_some_and(|list| list.iter().any(is_allowed))
 }

@@ -342,7 +342,9 @@ impl Cause {
                 "give the sender the secret of this source, or add it to `secrets`"
             }
             Self::WrongPath { .. } => "tell the sender that source's URL",
-            Self::SecretHasSpace { .. } => "remove the white space from the configured secret",
+            Self::SecretHasSpace { .. } => {
+                "remove it from the configured secret, or save the file without a byte order mark"
+            }
             Self::SenderSecretHasSpace { .. } => "remove the white space where the sender keeps its secret",
             Self::KeyEncoding { .. } => "set `key` of the scheme, or the `provider`, to what the sender does",
             Self::BodyChanged(_) => {
@@ -425,7 +427,7 @@ impl fmt::Display for Cause {
             }
             Self::SecretHasSpace { secret } => write!(
                 f,
-                "the configured secret `{secret}` has white space (a space or a newline) around it that the sender's does not have"
+                "the configured secret `{secret}` has white space or something invisible (a space, a newline, a byte order mark) around it that the sender's does not have"
             ),
             Self::SenderSecretHasSpace { secret } => write!(
                 f,
