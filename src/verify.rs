@@ -74,7 +74,7 @@ pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use rotation::{Advice, SecretUse, advise};
 pub use scheme::{NotTokenAuth, Scheme};
-pub use sign::{Message, Signer};
+pub use sign::{Message, SignedRequest, Signer};
 pub use window::Window;
 
 pub(crate) use handshake::BODY_BYTES_MAX as HANDSHAKE_BYTES_MAX;
