@@ -312,4 +312,48 @@ mod tests {
             assert!(!is_taken_apart(&bad), "{bad}");
         }
     }
+
+    /// Monday's token of a quarter of an hour ahead, and Google's for an address that is not verified, had been accepted.
+    #[test]
+    fn what_is_issued_in_the_future_or_says_no_is_refused() {
+        let rule = JwtRule {
+            at: "header:x-token".parse().unwrap(),
+            algorithms: vec![Algorithm::HmacSha256],
+            claims: vec![("email_verified".to_owned(), vec![ClaimValue::parse("true")])],
+            required: Vec::new(),
+            body_hash: None,
+            id: None,
+        };
+        let second = 1_776_871_800;
+        let now = Timestamp::from_second(second).unwrap();
+        let headers = http::HeaderMap::new();
+        let method = http::Method::POST;
+        let request = Request {
+            method: &method,
+            base_url: "",
+            other_base_url: "",
+            target: "/in",
+            headers: &headers,
+            body: None,
+        };
+        let check = |claims: Value| {
+            let signed = Signed {
+                algorithm: Algorithm::HmacSha256,
+                key_id: None,
+                pieces: Vec::new(),
+                signatures: Vec::new(),
+            };
+            let token = Token { signed, claims: claims.as_object().unwrap().clone() };
+            rule.check(&token, &request, Window::default(), now)
+        };
+        let claims =
+            |issued: i64, verified: Value| serde_json::json!({ "iat": issued, "email_verified": verified });
+        assert_eq!(check(claims(second + 300, true.into())), Ok(()));
+        assert_eq!(check(claims(second - 9_000, true.into())), Ok(()));
+        assert_eq!(check(claims(second + 301, true.into())), Err(Refusal::TimestampTooNew));
+        for other in [Value::Bool(false), "false".into(), 1.into(), Value::Null] {
+            assert_eq!(check(claims(second, other.clone())), Err(Refusal::ValueMismatch), "{other}");
+        }
+        assert_eq!(check(serde_json::json!({})), Err(Refusal::ValueMissing));
+    }
 }

@@ -81,7 +81,7 @@ impl Signer {
                 });
                 // The first that the secret is a key of, or why it is none of the last.
                 let no_algorithm = Err(KeyError("the tokens have no algorithm".to_owned()));
-                let (algorithm, key) = keys.fold(no_algorithm, |found, key| found.or(key))?;
+                let (algorithm, key) = keys.fold(no_algorithm, Result::or)?;
                 Credential::Jwt(rule.clone(), algorithm, key)
             }
             Auth::Token(rule) => {

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::claims::Claims;
 use super::work::{Effects, Work};
-use crate::clock::from_milliseconds;
+use crate::clock::{Timestamp, from_milliseconds};
 use crate::store::UseOfSecret;
 
 /// Writes how often and when secrets have been used by now.
@@ -27,7 +27,7 @@ impl Work for NoteUses {
              SET since = excluded.since, uses = excluded.uses, last_used = excluded.last_used",
         )?;
         for used in &self.0 {
-            let last_used = used.last_used.map(|at| at.as_millisecond());
+            let last_used = used.last_used.map(Timestamp::as_millisecond);
             // Nobody lives to see that many.
             let uses = i64::try_from(used.uses).unwrap_or(i64::MAX);
             insert.execute(params![

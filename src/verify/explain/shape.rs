@@ -11,6 +11,7 @@ use crate::verify::encoding::Encoding;
 use crate::verify::grammar::{Grammar, Names};
 use crate::verify::locate::{Locator, Request};
 use crate::verify::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use crate::verify::template::Template;
 
 /// What may stand before a signature and is no part of one.
 const PREFIXES: [&str; 10] =
@@ -238,7 +239,7 @@ fn missing_value(scheme: &Scheme, request: &Request<'_>) -> Option<Cause> {
             Some(Cause::Missing { what, at: format!("the claim `{claim}` of the token") })
         }
         Auth::Signature(rule) => {
-            let signed = rule.signed.iter().flat_map(|template| template.places());
+            let signed = rule.signed.iter().flat_map(Template::places);
             let mut all = signed.chain(rule.body_digest.iter().map(|digest| &digest.at));
             let gone = all.find(|place| matches!(request.find(place), Ok(None)))?;
             Some(Cause::Missing { what, at: place_of(gone) })
