@@ -40,6 +40,7 @@ mod sockets;
 mod status;
 mod time;
 mod upkeep;
+mod uses;
 mod waiting;
 
 pub use handover::HandoverError;
@@ -49,6 +50,7 @@ pub use sockets::{SocketError, Sockets};
 use handover::Door;
 use observed::Observed;
 use paused::Paused;
+use uses::Uses;
 
 /// A running gateway.
 pub struct App {
@@ -81,6 +83,7 @@ struct Parts {
     changes: audit::Changes,
     paused: Paused,
     quarantine: Arc<Quarantine>,
+    uses: Uses,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
     certificate: Certificate,
@@ -201,6 +204,8 @@ impl App {
             clock.clone(),
             metrics.clone(),
         );
+        let uses = Uses::new(Arc::clone(&store), metrics.clone());
+        uses.begin(&config, clock.now()).await;
         let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
             ingest,
@@ -220,6 +225,7 @@ impl App {
             changes: audit::Changes::default(),
             paused,
             quarantine,
+            uses,
             lanes,
         });
         parts.note_loaded(true);

@@ -18,7 +18,7 @@ use crate::delivery::{Delivery, begins_to_cgi, is_same_to_cgi};
 use crate::forward::Outcome;
 use crate::shape::{PathError, Shape, TemplateError};
 use crate::store::Lease;
-use crate::verify::{KeyError, Message};
+use crate::verify::{KeyError, Message, preset};
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -70,9 +70,9 @@ impl RequestError {
 ///
 /// `webhook-id` is our delivery's id, and `webhook-timestamp` and `webhook-signature` are ours or not there: backends
 /// tell duplicates apart by that id, so a sender must not choose it. The one exception is a delivery that was verified
-/// by the provider `standard-webhooks` and goes to a destination without `sign`: its three headers stay as they came,
-/// since an id of ours would break the signature, which the backend may want to check again. A `custom` scheme that
-/// reads `webhook-signature` is no exception; its backends check a countersignature, by `sign`.
+/// by the preset of a provider which signs in `webhook-signature`, and goes to a destination without `sign`: those of the
+/// three headers that the preset reads stay as they came, the id only where the signature covers it, since the backend may
+/// want to check that again. A `custom` scheme is no exception; its backends check a countersignature, by `sign`.
 pub(super) fn build(
     lease: &Lease,
     destination: &Destination,
@@ -103,12 +103,18 @@ pub(super) fn build(
     if !headers.contains_key(IDEMPOTENCY_KEY) {
         headers.insert(IDEMPOTENCY_KEY, id_value.clone());
     }
-    let theirs = destination.sign.is_none()
-        && delivery.verification.verified
-        && &*delivery.verification.scheme == "standard-webhooks";
-    if !theirs {
-        headers.remove(WEBHOOK_TIMESTAMP);
-        headers.remove(WEBHOOK_SIGNATURE);
+    // Their own headers, where the scheme by which they were verified reads them.
+    let proven = (destination.sign.is_none() && delivery.verification.verified)
+        .then(|| preset(&delivery.verification.scheme))
+        .flatten()
+        .map(|preset| &preset.scheme)
+        .filter(|scheme| scheme.reads(&WEBHOOK_SIGNATURE));
+    for name in [WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE] {
+        if !proven.is_some_and(|scheme| scheme.reads(&name)) {
+            headers.remove(name);
+        }
+    }
+    if !proven.is_some_and(|scheme| scheme.reads(&WEBHOOK_ID) && scheme.coverage().id) {
         headers.insert(WEBHOOK_ID, id_value);
     }
     let mut signed = HeaderMap::new();
@@ -460,8 +466,18 @@ mod tests {
             let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
             assert_eq!(names.map(|name| header(&request, name)), expected, "{scheme} {verified}");
         };
-        check("standard-webhooks", true, true);
-        check("standard-webhooks", false, false);
+        // The providers that have the scheme of another had lost all three, and GoCardless its only one.
+        for scheme in
+            ["standard-webhooks", "standard-webhooks-v1a", "openai", "anthropic", "gitlab-signing-token"]
+        {
+            check(scheme, true, true);
+            check(scheme, false, false);
+        }
+        let mut gocardless = lease(&[("webhook-id", b"msg_1"), ("webhook-signature", b"x")]);
+        Arc::make_mut(&mut gocardless.delivery).verification.scheme = "gocardless".into();
+        let request = built(&gocardless);
+        assert_eq!(header(&request, "webhook-signature"), Some("x"));
+        assert_eq!(header(&request, "webhook-id"), Some(&*ours));
         for scheme in ["github", "custom", "none"] {
             check(scheme, true, false);
             check(scheme, false, false);

@@ -20,6 +20,7 @@ use countersign::metrics::Metrics;
 use countersign::shape::Shape;
 use countersign::store::{
     Accepted, Arrival, AttemptRecord, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
+    UseOfSecret,
 };
 use http::{HeaderMap, Method};
 
@@ -118,6 +119,14 @@ impl Store for MemoryStore {
 
     async fn show_handed_over(&self, _: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
         unreachable!("only handshakes hand over")
+    }
+
+    async fn note_uses(&self, _: Vec<UseOfSecret>) -> Result<(), StoreError> {
+        unreachable!("dispatch knows no secrets of senders")
+    }
+
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
+        unreachable!("dispatch knows no secrets of senders")
     }
 
     async fn lease(&self, destination: &str, limit: usize, now: Timestamp) -> Result<Vec<Lease>, StoreError> {
