@@ -3,7 +3,6 @@
 use countersign::admin::HandedOverSecret;
 use http::{Method, StatusCode};
 
-
 use super::status::{Gateway, refusal};
 use super::{Failure, say};
 

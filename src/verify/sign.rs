@@ -24,8 +24,6 @@ mod again;
 mod key;
 mod whole;
 
-
-
 pub use again::SignedAgain;
 pub use whole::SignedRequest;
 
@@ -110,7 +108,12 @@ impl Signer {
     }
 
     /// `headers` with what the provider would add to them at `now`.
-    fn complete(&self, headers: HeaderMap, message: &Message<'_>, now: Timestamp) -> Result<HeaderMap, KeyError> {
+    fn complete(
+        &self,
+        headers: HeaderMap,
+        message: &Message<'_>,
+        now: Timestamp,
+    ) -> Result<HeaderMap, KeyError> {
         let mut headers = self.headers(headers, message, now)?;
         let elsewhere = || {
             KeyError("its proof does not stand in a header: `sign_whole` puts it where it does".to_owned())
