@@ -3,6 +3,7 @@
 use countersign::admin::HandedOverSecret;
 use http::{Method, StatusCode};
 
+use super::ask::escaped;
 use super::status::{Gateway, refusal};
 use super::{Failure, say};
 

@@ -58,7 +58,7 @@ impl Signer {
                 whole.put_signed_fields(rule, message)?;
                 let body = whole.body.clone();
                 let message = Message { body: &body, ..message.clone() };
-                whole.headers = self.headers(&message, now)?;
+                whole.headers = self.headers(HeaderMap::new(), &message, now)?;
                 let text = self.signature(rule, key, &message, &whole.headers, now)?;
                 let at = rule
                     .from
