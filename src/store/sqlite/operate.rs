@@ -74,9 +74,9 @@ impl Operate {
             Change::Requeue => {
                 let now = self.at.steady.time;
                 if dead {
-                    effects.revived(destination, now)
+                    effects.revived(destination, now);
                 } else {
-                    effects.pending(destination, now)
+                    effects.pending(destination, now);
                 }
                 effects.wakes.insert(Arc::clone(destination));
             }
