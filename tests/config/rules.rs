@@ -844,7 +844,7 @@ fn what_cannot_be_signed_as_its_provider_does_is_refused_and_says_why() {
     check(
         "discord",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed)",
+        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed): the provider keeps its own, so make a key pair of your own, and let the source have the public key as its secret",
     );
 }
 
