@@ -58,6 +58,7 @@ fn every_promise_names_a_test_that_exists() {
         tests.join("gateway"),
         tests.join("hostile"),
         tests.join("reliability"),
+        tests.join("store"),
         src.join("ingest"),
         src.join("store"),
     ] {
