@@ -763,6 +763,13 @@ fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
         "3:21: error: source[0].forward_handshake: this provider has no handshake that it signs, and nothing else is forwarded",
     );
     assert!(accepted(&source("provider = \"slack\"\nforward_handshake = true")).sources[0].forward_handshake);
+    let braintree = "provider = \"braintree\"\nsecrets = [{ value = \"a-secret-of-some-length\" }]\n";
+    assert!(problems(&parse(&source(braintree))).iter().any(|problem| {
+        problem.contains(
+            "warning: source[0]: the provider's challenge cannot be answered without its public key",
+        )
+    }));
+    accepted(&source(&format!("{braintree}handshake = {{ public_key = \"abc\" }}")));
     // Its secret comes with the handshake.
     assert_eq!(
         accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
