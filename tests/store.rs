@@ -8,8 +8,13 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
+#[path = "store/postgres.rs"]
+mod postgres;
 #[path = "store/retention.rs"]
 mod retention;
+#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[path = "shared/postgres.rs"]
+mod server;
 #[path = "store/sqlite.rs"]
 mod sqlite;
 #[path = "store/steps.rs"]
@@ -78,4 +83,8 @@ macro_rules! conformance {
 
 mod embedded {
     conformance!(Box::new(crate::sqlite::Embedded::new()));
+}
+
+mod shared {
+    conformance!(Box::new(crate::postgres::Shared::new()));
 }
