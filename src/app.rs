@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -19,11 +19,12 @@ use crate::config::Config;
 use crate::dispatch::Lanes;
 use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
-use crate::store::Store;
 use crate::store::quarantine::Quarantine;
-use crate::store::sqlite::{self, OpenError};
+use crate::store::sqlite::{Directory, OpenError};
+use crate::store::{Store, StoreError, postgres};
 
 mod drain;
+mod engine;
 mod expiry;
 mod handover;
 mod rejections;
@@ -38,6 +39,7 @@ pub use handover::HandoverError;
 pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 
+use engine::Engine;
 use handover::Door;
 
 /// A running gateway.
@@ -65,6 +67,8 @@ struct Parts {
     metrics: Metrics,
     store: Arc<dyn Store>,
     quarantine: Arc<Quarantine>,
+    /// Given up when everything in it is closed.
+    directory: Mutex<Option<Directory>>,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
     certificate: Certificate,
@@ -92,6 +96,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The shared store cannot be opened.
+    #[error(transparent)]
+    Database(#[from] postgres::OpenError),
+    /// The shared store does not tell its time.
+    #[error("the database cannot be asked for its time")]
+    Clock(#[source] StoreError),
     /// The public listener cannot be set up.
     #[error(transparent)]
     Listen(#[from] BindError),
@@ -150,12 +160,8 @@ impl App {
 
         let lanes = Lanes::new(clock.clone(), metrics.clone());
         lanes.apply(&config.destinations);
-        let options = sqlite::Options {
-            directory: config.store.path.clone(),
-            disk_reserve: config.store.disk_reserve,
-            metrics: metrics.clone(),
-        };
-        let store: Arc<dyn Store> = Arc::new(waiting::open_store(options, &lanes, follows).await?);
+        let Engine { store, directory, has_directory } =
+            engine::open(&config.store, &lanes, &clock, &metrics, follows).await?;
         let admin_socket = match admin_socket {
             Some(socket) => socket,
             None => waiting::bind_when_free(config.admin.address).await.map_err(admin_error)?,
@@ -169,7 +175,11 @@ impl App {
         // Held with the data directory; a look at what is kept must not hold up the start.
         let quarantine = {
             let (path, metrics) = (config.store.path.clone(), metrics.clone());
-            tokio::task::spawn_blocking(move || Quarantine::open(&path, &metrics)).await
+            tokio::task::spawn_blocking(move || match has_directory {
+                true => Quarantine::open(&path, &metrics),
+                false => Quarantine::none(&metrics),
+            })
+            .await
         };
         let quarantine = Arc::new(quarantine.unwrap_or_else(|_| Quarantine::none(&metrics)));
         let ingest =
@@ -188,6 +198,7 @@ impl App {
             metrics,
             store,
             quarantine,
+            directory: Mutex::new(directory),
             lanes,
         });
         parts.note_loaded(true);

@@ -17,6 +17,7 @@ use crate::secret::Secret;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
+mod database;
 mod destination;
 mod file;
 mod listen;
@@ -27,6 +28,7 @@ mod source;
 mod values;
 mod verification;
 
+pub use database::{Database, Proof};
 pub use file::{ConfigError, Refused, environment, load, parse};
 
 /// Everything that the program needs to know.
@@ -136,7 +138,11 @@ pub enum Role {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// The data directory of the SQLite engine.
+    /// The database that several gateways share; `None` is the SQLite engine.
+    pub database: Option<Database>,
+    /// Connections to it at most.
+    pub connections: usize,
+    /// The data directory: of the SQLite engine, and of the quarantine.
     pub path: PathBuf,
     /// Free bytes below which nothing more is accepted; `None` goes by the size of the file system.
     pub disk_reserve: Option<u64>,
