@@ -182,8 +182,14 @@ impl App {
             .await
         };
         let quarantine = Arc::new(quarantine.unwrap_or_else(|_| Quarantine::none(&metrics)));
-        let ingest =
-            Ingest::new(&config, Arc::clone(&store), Arc::clone(&quarantine), clock.clone(), metrics.clone());
+        let ingest = Ingest::new(
+            &config,
+            Arc::clone(&store),
+            Arc::clone(&lanes) as _,
+            Arc::clone(&quarantine),
+            clock.clone(),
+            metrics.clone(),
+        );
         let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
             ingest,

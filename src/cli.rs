@@ -6,8 +6,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod check;
 mod demo;
+mod events;
 mod handed_over;
 mod http;
+mod listen;
 mod logging;
 mod notify;
 mod providers;
@@ -36,6 +38,8 @@ enum Command {
     Check(check::Arguments),
     /// Show what the gateway does, live: signed, forged, stale and duplicate deliveries, slow and failing backends
     Demo(demo::Arguments),
+    /// Receive from one provider for an application that is being developed: prints each delivery, explains each refusal
+    Listen(listen::Arguments),
     /// Sign a delivery as a provider would, send it, and print the answer
     Send(send::Arguments),
     /// Tell why a captured request is refused: exit 0 when it is not, else 1
@@ -111,6 +115,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Listen(arguments) => listen::run(&arguments),
         Command::Send(arguments) => send::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Providers(arguments) => providers::run(&arguments),

@@ -3,7 +3,6 @@
 //! could not find.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +10,13 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ipnet::IpNet;
 
-use crate::forward::{BreakerPolicy, RetryPolicy};
+use crate::forward::{BreakerPolicy, Concurrency, Order, RetryPolicy};
 use crate::identity::SubjectRule;
 use crate::secret::Secret;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
+mod backend;
 mod database;
 mod destination;
 mod file;
@@ -28,8 +28,12 @@ mod source;
 mod values;
 mod verification;
 
+pub use backend::{BackendTls, ClientIdentity};
 pub use database::{Database, Proof};
 pub use file::{ConfigError, Refused, environment, load, parse};
+
+/// How much earlier than `listen.ack_deadline` a sender is told that its backend is late, at least: the ack has to get there.
+pub const SYNC_ROOM: Duration = Duration::from_millis(250);
 
 /// Everything that the program needs to know.
 #[derive(Debug)]
@@ -185,6 +189,9 @@ pub struct Source {
     pub allow_subjects: Vec<SubjectRule>,
     /// The answer to accepted and duplicate requests.
     pub ack: Ack,
+    /// How long, from its last byte, a request waits for its backend's answer before it gets `ack`; `None` does not wait.
+    /// Such a source has one destination.
+    pub sync_deadline: Option<Duration>,
     /// Event types that are stored and acknowledged, not forwarded.
     pub drop_events: Vec<String>,
     /// Whether signed handshakes are stored and forwarded, too; they are answered here in any case.
@@ -238,6 +245,8 @@ pub struct Destination {
     pub name: Arc<str>,
     /// Where requests go; the sender's query is appended.
     pub url: Uri,
+    /// Whom it is believed by, and what it is shown.
+    pub tls: BackendTls,
     /// Whether it may be dialled at addresses that are not public.
     pub allow_private: bool,
     /// For a whole attempt.
@@ -245,13 +254,15 @@ pub struct Destination {
     /// For resolving, connecting and the TLS handshake.
     pub connect_timeout: Duration,
     /// Attempts at once.
-    pub concurrency: NonZeroUsize,
+    pub concurrency: Concurrency,
     /// Attempts per time; `None` is unlimited.
     pub rate: Option<Rate>,
     /// When to try again, and when to give up.
     pub retry: RetryPolicy,
     /// When to stop trying for a while; `None` is never.
     pub breaker: Option<BreakerPolicy>,
+    /// Which of its forwards wait for each other; `None` when none does.
+    pub order: Option<Arc<Order>>,
     /// Makes the countersignature; `None` does not sign.
     pub sign: Option<Signer>,
     /// Headers to set; secret ones are marked sensitive.

@@ -16,7 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Destination;
+use crate::forward::Order;
+use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::replies::{Backends, Expected, Replies};
 use crate::store::{Lease, Outlet, Slot, Store};
 
 mod attempt;
@@ -24,6 +27,7 @@ mod client;
 mod failure;
 mod lane;
 mod meter;
+mod passing;
 mod request;
 mod resolve;
 mod trace;
@@ -51,6 +55,7 @@ struct Shared {
     runtime: Handle,
     tasks: TaskTracker,
     tls: Arc<Tls>,
+    replies: Arc<Replies>,
     /// No attempt begins any more.
     stop: CancellationToken,
     /// Attempts under way end now.
@@ -77,6 +82,7 @@ impl Lanes {
                 runtime: Handle::current(),
                 tasks: TaskTracker::new(),
                 tls: Arc::default(),
+                replies: Arc::default(),
                 stop: CancellationToken::new(),
                 cut: CancellationToken::new(),
             }),
@@ -183,6 +189,19 @@ impl Outlet for Lanes {
         if let Some(lane) = self.lane(destination) {
             lane.wake();
         }
+    }
+
+    fn order(&self, destination: &str) -> Option<Arc<Order>> {
+        self.lane(destination)?.order()
+    }
+}
+
+impl Backends for Lanes {
+    /// A lane that is only full attempts it when a place is free, which may be soon.
+    fn expect(&self, id: Id, destination: &str) -> Option<Expected> {
+        let lane = self.lane(destination)?;
+        let attempts = !lane.stop.is_cancelled() && lane.status().state == LaneState::Open;
+        attempts.then(|| self.shared.replies.expect(id))
     }
 }
 

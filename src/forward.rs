@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use crate::clock::{Timestamp, later};
 
+pub mod adaptive;
 pub mod breaker;
+pub mod order;
 pub mod outcome;
 
+pub use adaptive::{Adaptive, Concurrency};
 pub use breaker::{Breaker, Pass};
+pub use order::{By, OnDead, Order};
 pub use outcome::{Fault, Outcome};
 
 /// The longest that a backend's `Retry-After` is believed.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
@@ -15,11 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment, Timestamp, from_milliseconds, later};
-use crate::config::{Config, ReplayGuard, Source};
+use crate::config::{Config, ReplayGuard, SYNC_ROOM, Source};
 use crate::dedup::Keys;
 use crate::delivery::Received;
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
+use crate::replies::Backends;
 use crate::store::quarantine::{BODY_BYTES_MAX, Quarantine, Rejected};
 use crate::store::{Accepted, Arrival, HandedOver, Store, StoreError};
 use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
@@ -27,6 +29,7 @@ use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, Handshake
 mod activity;
 mod answer;
 mod body;
+mod books;
 mod claims;
 mod connection;
 mod framing;
@@ -39,6 +42,7 @@ mod proxy;
 mod rejections;
 mod reverify;
 mod routes;
+mod sync;
 mod tls;
 mod wire;
 
@@ -50,10 +54,12 @@ pub use tls::{Expiry, TlsError, check_certificate};
 
 use answer::{Rejection, TurnedAway};
 use body::{Budget, Reservation};
+use books::Receipt;
 use claims::Gate;
 use keys::KeyCache;
 use rejections::Rejections;
 use routes::Routes;
+use sync::{First, Sync};
 use tls::Proven;
 
 /// A body that takes about a millisecond to be verified: longer than another request on the same thread should wait.
@@ -66,6 +72,7 @@ pub struct Ingest {
     /// Swapped whole at a reload; a request keeps the routes that it began with.
     routes: ArcSwap<Routes>,
     gate: Gate,
+    sync: Sync,
     keys: KeyCache,
     quarantine: Arc<Quarantine>,
     /// Held by the one reverification that may be under way: once is once.
@@ -85,21 +92,20 @@ const HANDSHAKE: &str = "handshake";
 
 /// How a request that was not refused came to its end.
 enum Settled {
-    Stored,
-    Duplicate,
+    /// It is the first of its kind; with who waits for its answer.
+    Stored(Option<First>),
+    /// Of the delivery `first`, which it has `revived` if it was dead.
+    Duplicate { first: Id, revived: bool },
     /// Answered here, and perhaps kept for the backend as well.
-    Handshake {
-        answer: HandshakeAnswer,
-        kept: Option<&'static str>,
-    },
+    Handshake { answer: HandshakeAnswer, kept: Option<&'static str> },
 }
 
 impl Settled {
     /// The metrics' label. What is kept is counted as that, so that what was stored can be told from the count.
     fn label(&self) -> &'static str {
         match self {
-            Self::Stored => "stored",
-            Self::Duplicate => "duplicate",
+            Self::Stored(_) => "stored",
+            Self::Duplicate { .. } => "duplicate",
             Self::Handshake { kept, .. } => kept.unwrap_or(HANDSHAKE),
         }
     }
@@ -115,21 +121,25 @@ struct Peer {
 }
 
 impl Ingest {
-    /// Builds the pipeline over `store`. Limits and deadline are those of `config` until the process ends.
+    /// Builds the pipeline over `store`; `backends` are those whose answers senders may wait for. Limits and deadline are
+    /// those of `config` until the process ends.
     pub fn new(
         config: &Config,
         store: Arc<dyn Store>,
+        backends: Arc<dyn Backends>,
         quarantine: Arc<Quarantine>,
         clock: Clock,
         metrics: Metrics,
     ) -> Arc<Self> {
-        Self::with_fetch(config, store, quarantine, clock, metrics, Arc::new(keys::Https::default()))
+        let fetch = Arc::new(keys::Https::default());
+        Self::with_fetch(config, store, backends, quarantine, clock, metrics, fetch)
     }
 
     /// The same with another way to the keys that senders publish.
     pub fn with_fetch(
         config: &Config,
         store: Arc<dyn Store>,
+        backends: Arc<dyn Backends>,
         quarantine: Arc<Quarantine>,
         clock: Clock,
         metrics: Metrics,
@@ -148,6 +158,7 @@ impl Ingest {
             clock,
             metrics,
             gate,
+            sync: Sync::new(backends),
             keys: KeyCache::new(fetch),
             quarantine,
             reverifying: tokio::sync::Mutex::default(),
@@ -183,7 +194,7 @@ impl Ingest {
     /// Answers one request.
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
         let routes = self.routes.load_full();
-        let (head, mut body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let http1 = head.version < Version::HTTP_2;
         // Only HTTP/1 has to close: what is left of a refused body would be taken for the next request.
         let unread = http1 && !body.is_end_stream();
@@ -196,6 +207,25 @@ impl Ingest {
             Ok(entry) => Arc::clone(entry),
             Err(rejection) => return self.refuse_unread(UNMATCHED, peer.address, &rejection, body, unread),
         };
+        let mut receipt = Receipt::new(&self, &entry);
+        let response = self.answer_routed(&routes, &entry, head, body, &peer, unread, &mut receipt).await;
+        // Whatever it was answered has been counted.
+        receipt.close();
+        response
+    }
+
+    /// Answers a request of a source.
+    #[expect(clippy::too_many_arguments, reason = "the pieces of a request that has not become one")]
+    async fn answer_routed(
+        self: &Arc<Self>,
+        routes: &Routes,
+        entry: &Arc<routes::Entry>,
+        head: Parts,
+        mut body: Incoming,
+        peer: &Peer,
+        unread: bool,
+        receipt: &mut Receipt,
+    ) -> Response<Full<Bytes>> {
         let source = &entry.source;
         let sender = head::sender(&head.headers, peer.address, &routes.trusted_proxies);
 
@@ -238,7 +268,7 @@ impl Ingest {
             Err(Rejection::Unverified(refusal)) => {
                 let (head, trusted) = ((head.method, head.headers, head.uri), &routes.trusted_proxies);
                 let whole =
-                    self.set_aside_early(source, refusal, head, sender, &peer, trusted, &mut body).await;
+                    self.set_aside_early(source, refusal, head, sender, peer, trusted, &mut body).await;
                 // The answer is the same, whether or not its body was read.
                 return match whole {
                     true => self.refuse(&source.name, sender, &refusal.into(), unread),
@@ -270,37 +300,39 @@ impl Ingest {
             sender,
             method: head.method,
             target,
-            headers: head::cleaned(head.headers, head.uri.authority(), &peer, &routes.trusted_proxies),
+            headers: head::cleaned(head.headers, head.uri.authority(), peer, &routes.trusted_proxies),
             body: bytes,
         };
         // A task of its own: a sender that hangs up, or the deadline, must not stop half-way between commit and lane.
-        let settled = tokio::spawn(Arc::clone(&self).accept(Arc::clone(&entry), received, reservation));
-        let in_time = tokio::time::timeout_at(last_byte + self.ack_deadline, settled).await;
+        let receipt = receipt.hand_on();
+        let until = last_byte + self.sync_time(source);
+        let answered = Arc::clone(self).accept(Arc::clone(entry), received, reservation, receipt, until);
+        let in_time = tokio::time::timeout_at(last_byte + self.ack_deadline, tokio::spawn(answered)).await;
         // Late answers too: they are the slowest, and what an operator looks for.
         let ack_duration = self.metrics.ingest_ack_duration.with_label_values(&[&*source.name]);
         ack_duration.observe(last_byte.elapsed().as_secs_f64());
-        let outcome = match in_time {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => return self.refuse(&source.name, sender, &Rejection::Internal, false),
+        match in_time {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Err(rejection))) => rejection.response(false),
+            // A bug, which has been counted where it panicked.
+            Ok(Err(_)) => Rejection::Internal.response(false),
             Err(_) => {
                 self.metrics.ingest_late.with_label_values(&[&*source.name]).inc();
-                return Rejection::Overloaded.response(false);
+                Rejection::Overloaded.response(false)
             }
-        };
-        match outcome {
-            Ok(Settled::Handshake { answer, .. }) => answer::handshake(answer, source, false),
-            Ok(Settled::Stored | Settled::Duplicate) => answer::ack(&source.ack),
-            Err(rejection) => rejection.response(false),
         }
     }
 
-    /// Verifies, claims and stores; counts the request exactly once, however it ends.
+    /// Verifies, claims and stores; counts the request exactly once, however it ends. Then, where the source wants it, waits
+    /// until `until` for what the backend says.
     async fn accept(
         self: Arc<Self>,
         entry: Arc<routes::Entry>,
         received: Received,
         reservation: Reservation,
-    ) -> Result<Settled, Rejection> {
+        mut receipt: Receipt,
+        until: Instant,
+    ) -> Result<Response<Full<Bytes>>, Rejection> {
         let source = &entry.source;
         let sender = received.sender;
         let outcome = self.store_once(&entry, received).await;
@@ -311,7 +343,22 @@ impl Ingest {
             }
             Err(rejection) => self.count(&source.name, sender, rejection),
         }
-        outcome
+        receipt.close();
+        let (told, label) = match outcome? {
+            Settled::Handshake { answer, .. } => return Ok(answer::handshake(answer, source, false)),
+            Settled::Stored(_) | Settled::Duplicate { .. } if source.sync_deadline.is_none() => {
+                return Ok(answer::ack(&source.ack));
+            }
+            Settled::Stored(first) => self.sync.conclude(first, until, &self.cut).await,
+            Settled::Duplicate { first, revived } => self.sync.repeat(first, revived, until, &self.cut).await,
+        };
+        self.metrics.ingest_sync_answers.with_label_values(&[&*source.name, label]).inc();
+        Ok(told.map_or_else(|| answer::ack(&source.ack), |told| answer::passed(&told)))
+    }
+
+    /// How long a request of `source` may wait for its backend; less than the answer's deadline, whatever a reload brought.
+    fn sync_time(&self, source: &Source) -> Duration {
+        source.sync_deadline.unwrap_or_default().min(self.ack_deadline.saturating_sub(SYNC_ROOM))
     }
 
     async fn store_once(&self, entry: &routes::Entry, received: Received) -> Result<Settled, Rejection> {
@@ -398,6 +445,7 @@ impl Ingest {
         let delivery = verified.delivery();
         let (id, body_bytes) = (delivery.id, delivery.body.len());
         let destinations = self.destinations(source, delivery.event.as_deref());
+        let first = self.sync.begin(source, id, &destinations);
         let at = Moment { wall: delivery.received_at, steady: self.clock.steady() };
         let arrival = Arrival {
             at,
@@ -411,24 +459,26 @@ impl Ingest {
             Accepted::Stored => {
                 tracing::debug!(source = %source.name, %id, body_bytes, "delivery stored");
                 self.metrics.ingest_body_bytes.with_label_values(&[&*source.name]).observe(body_bytes as f64);
-                Ok(Settled::Stored)
+                Ok(Settled::Stored(first))
             }
             Accepted::Duplicate { first, conflict } => {
                 tracing::debug!(source = %source.name, %first, conflict, "duplicate absorbed");
                 if conflict {
                     self.metrics.ingest_conflicts.with_label_values(&[&*source.name]).inc();
                 }
-                Ok(Settled::Duplicate)
+                Ok(Settled::Duplicate { first, revived: source.revive_dead })
             }
             Accepted::Replay { first } => {
                 tracing::debug!(source = %source.name, %first, "signed bytes seen before under another id");
                 match source.replay_guard {
                     ReplayGuard::Reject if source.verifier.enforcement() == Some(Enforcement::Observe) => {
                         self.note_observed(source, Refusal::Replayed);
-                        Ok(Settled::Duplicate)
+                        Ok(Settled::Duplicate { first, revived: false })
                     }
                     ReplayGuard::Reject => Err(Refusal::Replayed.into()),
-                    ReplayGuard::Absorb | ReplayGuard::Off => Ok(Settled::Duplicate),
+                    ReplayGuard::Absorb | ReplayGuard::Off => {
+                        Ok(Settled::Duplicate { first, revived: false })
+                    }
                 }
             }
         }
@@ -528,6 +578,10 @@ impl Ingest {
             Some(unlogged) => tracing::info!(source, %sender, reason, unlogged, "request refused"),
             None => self.metrics.ingest_rejections_unlogged.with_label_values(&[source]).inc(),
         }
+        if source == UNMATCHED {
+            // Nothing is known of it before it is refused.
+            self.metrics.ingest_received.with_label_values(&[source]).inc();
+        }
         self.metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();
         self.metrics.ingest_rejections.with_label_values(&[source, reason]).inc();
     }
@@ -549,6 +603,7 @@ impl Ingest {
             m.ingest_rejections.with_label_values(&[UNMATCHED, reason]);
         }
         m.ingest_requests.with_label_values(&[UNMATCHED, "rejected"]);
+        m.ingest_received.with_label_values(&[UNMATCHED]);
         m.ingest_rejections_unlogged.with_label_values(&[UNMATCHED]);
         for turned_away in TurnedAway::ALL {
             m.ingest_connections_refused.with_label_values(&[turned_away.label()]);
@@ -571,6 +626,7 @@ impl Ingest {
                 m.quarantine_reverified.with_label_values(&[name, outcome]);
             }
             for counter in [
+                &m.ingest_received,
                 &m.quarantine_kept,
                 &m.ingest_unrouted,
                 &m.ingest_dropped,
@@ -581,6 +637,9 @@ impl Ingest {
                 counter.with_label_values(&[name]);
             }
             m.ingest_ack_duration.with_label_values(&[name]);
+            if source.sync_deadline.is_some() {
+                Sync::announce(source, m);
+            }
             m.ingest_body_bytes.with_label_values(&[name]);
             m.verify_clock_skew.with_label_values(&[name]);
             if !source.verifier.handshakes().is_empty() {

@@ -23,6 +23,7 @@ pub mod verify;
 pub mod config;
 pub mod metrics;
 pub mod patience;
+pub mod replies;
 
 pub mod store;
 

@@ -8,6 +8,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+mod conservation;
 mod process;
 
 /// The label of requests that matched no source.
@@ -17,8 +18,14 @@ pub const UNMATCHED: &str = "unmatched";
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Requests, counted before anything is decided about them; what is let in again later counts again.
+    pub ingest_received: IntCounterVec,
+    /// Requests that have been received and not been counted by their outcome yet.
+    pub ingest_in_progress: IntGauge,
     /// Requests by how they were answered: `stored`, `duplicate`, `rejected`, `handshake`.
     pub ingest_requests: IntCounterVec,
+    /// What senders to a source with `mode = "sync"` were told.
+    pub ingest_sync_answers: IntCounterVec,
     /// When a handshake was last answered.
     pub ingest_handshake_last: GaugeVec,
     /// Rejected requests by reason.
@@ -51,6 +58,8 @@ pub struct Metrics {
     pub verify_secret_uses: IntCounterVec,
     /// When a secret last verified a request.
     pub verify_secret_last_used: GaugeVec,
+    /// 1 for what is to be done about a secret, 0 for what is not.
+    pub verify_secret_advice: IntGaugeVec,
     /// Our clock minus the timestamps of verified requests.
     pub verify_clock_skew: HistogramVec,
     /// Refused requests that were put in quarantine.
@@ -71,12 +80,24 @@ pub struct Metrics {
     pub store_commit_deliveries: Histogram,
     /// Size of the store's files.
     pub store_bytes: IntGauge,
+    /// Room on the file system of the store, when it was last seen.
+    pub store_disk_free: IntGauge,
+    /// Below so much of it nothing is accepted.
+    pub store_disk_reserve: IntGauge,
     /// Rows that are damaged or could not be read, and were set aside.
     pub store_corrupt_rows: IntCounter,
     /// Attempts by outcome.
     pub forward_attempts: IntCounterVec,
     /// Duration of attempts.
     pub forward_attempt_duration: HistogramVec,
+    /// Forwards that began with a delivery.
+    pub forward_created: IntCounterVec,
+    /// Forwards that had been settled, and were brought back.
+    pub forward_requeued: IntCounterVec,
+    /// Forwards that came to an end, by which: `delivered`, `dead`, `cancelled`.
+    pub forward_settled: IntCounterVec,
+    /// Forwards that were pending when the store was opened.
+    pub forward_pending_at_start: IntGaugeVec,
     /// Forwards that are waiting or in flight.
     pub forward_pending: IntGaugeVec,
     /// Age of the oldest pending forward; 0 when none is.
@@ -87,6 +108,8 @@ pub struct Metrics {
     pub lane_state: IntGaugeVec,
     /// Attempts that a lane may run at once.
     pub lane_concurrency: IntGaugeVec,
+    /// 1 while deliveries can be accepted.
+    pub ready: IntGauge,
     /// Times that the wall clock was set, `forward` or `backward`.
     pub clock_steps: IntCounterVec,
     /// Times that the process stood still.
@@ -126,6 +149,20 @@ impl Metrics {
         c.register(Ok(process::ProcessCollector::new()));
 
         let metrics = Self {
+            ingest_received: c.counters(
+                "ingest_received_total",
+                "Requests, counted before anything is decided about them; what is let in again later counts again.",
+                &["source"],
+            ),
+            ingest_in_progress: c.int_gauge(
+                "ingest_in_progress",
+                "Requests that have been received and not been counted by their outcome yet.",
+            ),
+            ingest_sync_answers: c.counters(
+                "ingest_sync_answers_total",
+                "Answers to requests of sources in sync mode: the backend's, or the source's ack and why.",
+                &["source", "outcome"],
+            ),
             ingest_requests: c.counters(
                 "ingest_requests_total",
                 "Requests by how they were answered.",
@@ -206,6 +243,11 @@ impl Metrics {
                 "When a secret last verified a request, Unix time; 0 when it has not yet.",
                 &["source", "secret"],
             ),
+            verify_secret_advice: c.int_gauges(
+                "verify_secret_advice",
+                "1 for what is to be done about a secret, 0 for what is not: `status` tells it in words.",
+                &["source", "secret", "advice"],
+            ),
             verify_clock_skew: c.histograms(
                 "verify_clock_skew_seconds",
                 "Our clock minus the timestamps of verified requests; negative where the sender's clock is ahead.",
@@ -242,6 +284,14 @@ impl Metrics {
                 &BATCH_BUCKETS,
             ),
             store_bytes: c.int_gauge("store_bytes", "Size of the store's files."),
+            store_disk_free: c.int_gauge(
+                "store_disk_free_bytes",
+                "Free bytes of the file system of the store, when they were last seen.",
+            ),
+            store_disk_reserve: c.int_gauge(
+                "store_disk_reserve_bytes",
+                "Free bytes below which no delivery is accepted.",
+            ),
             store_corrupt_rows: c.counter(
                 "store_corrupt_rows_total",
                 "Rows that are damaged or could not be read, and were set aside.",
@@ -256,6 +306,26 @@ impl Metrics {
                 "Seconds per attempt.",
                 &ATTEMPT_BUCKETS,
                 "destination",
+            ),
+            forward_created: c.counters(
+                "forward_created_total",
+                "Forwards that began with a delivery.",
+                &["destination"],
+            ),
+            forward_requeued: c.counters(
+                "forward_requeued_total",
+                "Forwards that had been settled, and were brought back.",
+                &["destination"],
+            ),
+            forward_settled: c.counters(
+                "forward_settled_total",
+                "Forwards that came to an end: delivered, dead or cancelled.",
+                &["destination", "state"],
+            ),
+            forward_pending_at_start: c.int_gauges(
+                "forward_pending_at_start",
+                "Forwards that were pending when the store was opened.",
+                &["destination"],
             ),
             forward_pending: c.int_gauges(
                 "forward_pending",
@@ -278,6 +348,7 @@ impl Metrics {
                 "Attempts that a lane may run at once.",
                 &["destination"],
             ),
+            ready: c.int_gauge("ready", "1 while deliveries can be accepted, as `/readyz` tells it, else 0."),
             clock_steps: c.counters(
                 "clock_steps_total",
                 "Times that the wall clock was set by a second or more, or went on while the machine was suspended.",
@@ -298,10 +369,21 @@ impl Metrics {
             ),
             registry: c.0,
         };
+        metrics.weigh();
         for outcome in ["succeeded", "refused"] {
             metrics.config_reloads.with_label_values(&[outcome]);
         }
         metrics
+    }
+
+    /// Has the books of a destination begin at 0.
+    pub fn announce_forwards(&self, destination: &str) {
+        self.forward_created.with_label_values(&[destination]);
+        self.forward_requeued.with_label_values(&[destination]);
+        self.forward_pending_at_start.with_label_values(&[destination]);
+        for state in ["delivered", "dead", "cancelled"] {
+            self.forward_settled.with_label_values(&[destination, state]);
+        }
     }
 
     /// The page that Prometheus scrapes, and its content type.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::clock::{Moment, Timestamp};
 use crate::dedup::Keys;
 use crate::delivery::Delivery;
-use crate::forward::Progress;
+use crate::forward::{Order, Progress};
 use crate::id::Id;
 use crate::secret::Secret;
 use crate::verify::Verified;
@@ -64,9 +64,10 @@ pub struct Lease {
     pub destination: Arc<str>,
     /// The number of this attempt, from 1.
     pub attempt: u32,
-    /// Since when the forward has been pending, in steady time: receipt, or the latest requeue. Age budgets count from
-    /// here.
+    /// Since when the forward has been pending, in steady time: receipt, or the latest requeue.
     pub pending_since: Timestamp,
+    /// How long of that it was due and could not be attempted, whatever kept it: this does not count as age.
+    pub waited: Duration,
     /// Whether an operator, or a provider's redelivery of a dead one, asked for it again.
     pub replay: bool,
 }
@@ -165,6 +166,10 @@ pub trait Outlet: Send + Sync {
     fn dispatch(&self, lease: Lease, slot: Slot);
     /// Forwards have been committed as waiting for `destination`.
     fn wake(&self, destination: &str);
+    /// Which forwards of `destination` have to wait for each other; `None` when none has to.
+    fn order(&self, _destination: &str) -> Option<Arc<Order>> {
+        None
+    }
 }
 
 /// A place in a lane; free again when dropped.
@@ -198,8 +203,13 @@ pub trait Store: Send + Sync {
     /// `now` and `latest` instead, evenly. Returns how many.
     async fn rein_in(&self, destination: &str, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError>;
 
+    /// Has what is pending for `destination` wait by this order from now on, whatever it was accepted under; without one
+    /// everything is let go. Until it has been done, nothing may be leased, nor a place given away.
+    async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError>;
+
     /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`],
-    /// [`StoreError::DiskFull`] and [`StoreError::Unreachable`] the forward is still in flight, so that the caller has to settle it again.
+    /// [`StoreError::DiskFull`] and [`StoreError::Unreachable`] the forward is still in flight, so that the caller has to
+    /// settle it again.
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
 
     /// The delivery with this id.

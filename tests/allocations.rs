@@ -75,6 +75,7 @@ fn a_request_allocates_no_more_than_it_did() {
         let ingest = Ingest::new(
             &config,
             Arc::clone(&store),
+            lanes,
             Arc::new(Quarantine::none(&metrics)),
             clock.clone(),
             metrics,

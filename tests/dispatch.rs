@@ -16,6 +16,8 @@ mod outcomes;
 mod private;
 #[path = "dispatch/requests.rs"]
 mod requests;
+#[path = "dispatch/secure.rs"]
+mod secure;
 #[path = "dispatch/support.rs"]
 mod support;
 #[path = "dispatch/tls.rs"]

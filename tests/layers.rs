@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["address", "causes", "clock", "id", "identity", "pages", "rate", "reader", "secret", "units"],
     ),
     ("domain", &["delivery", "dedup", "forward", "verify"]),
-    ("services", &["config", "metrics", "patience"]),
+    ("services", &["config", "metrics", "patience", "replies"]),
     ("store", &["store"]),
     ("edges", &["ingest", "dispatch", "admin"]),
     ("app", &["app"]),

@@ -117,6 +117,7 @@ impl Gateway {
             let ingest = Ingest::with_fetch(
                 &config,
                 store,
+                lanes,
                 Arc::new(Quarantine::none(&metrics)),
                 clock,
                 metrics,

@@ -8,6 +8,8 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
+#[path = "store/order.rs"]
+mod order;
 #[path = "store/postgres.rs"]
 mod postgres;
 #[path = "store/retention.rs"]
@@ -57,6 +59,14 @@ macro_rules! conformance {
             a_duplicate_revives_dead_forwards_only_when_asked
             depths_follow_every_transition_and_survive_a_restart
             a_closed_store_says_so
+        );
+        conformance!($engine, order:
+            one_key_waits_for_its_first_and_others_flow_on
+            a_place_in_the_lane_is_given_to_nobody_out_of_turn
+            a_dead_letter_parks_its_key_or_lets_it_go_on
+            what_waits_is_brought_into_a_new_order
+            ten_thousand_behind_one_key_delay_neither_it_nor_others
+            keys_keep_their_order_at_random
         );
         conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:

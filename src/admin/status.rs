@@ -21,7 +21,7 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     /// In the order of the configuration.
     pub sources: Vec<SourceStatus>,
-    /// In the order of the configuration.
+    /// In the order of the configuration; behind them those that are in it no more and have forwards.
     pub destinations: Vec<DestinationStatus>,
 }
 
@@ -90,10 +90,12 @@ pub struct SecretStatus {
 pub struct DestinationStatus {
     /// Its name.
     pub name: String,
-    /// Where it is, without a query.
+    /// Where it is, without a query; empty when it is not in the configuration.
     pub url: String,
-    /// The lane's state.
+    /// The lane's state; `waiting (no destination)` when it is not in the configuration.
     pub state: String,
+    /// Attempts that it may run at once, as found when that is adaptive.
+    pub concurrency: usize,
     /// Attempts under way.
     pub running: usize,
     /// Forwards waiting or in flight.

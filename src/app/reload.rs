@@ -115,6 +115,8 @@ impl Parts {
         self.lanes.apply(&config.destinations);
         self.ingest.apply(&config);
         self.config.store(Arc::new(config));
+        // Of secrets that are gone; the next page has all that are there.
+        self.metrics.verify_secret_advice.reset();
         let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();
         Ok(Reloaded { reloaded: true, warnings, needs_restart })
     }

@@ -102,11 +102,26 @@ impl Gateway for Parts {
                 name: destination.name.to_string(),
                 url: shown(&destination.url),
                 state: lane.map_or("none", |lane| lane.state.label()).to_owned(),
+                concurrency: lane.map_or(0, |lane| lane.concurrency),
                 running: lane.map_or(0, |lane| lane.running),
                 pending: depth.pending,
                 oldest_age_seconds: depth.oldest.map_or(0, |oldest| elapsed(oldest, now).as_secs()),
                 dead: depth.dead,
             }
+        });
+        let gone = depths.iter().filter(|(name, depth)| {
+            depth.pending + depth.dead > 0 && !config.destinations.iter().any(|known| known.name == *name)
+        });
+        // They wait until a reload brings it back.
+        let gone = gone.map(|(name, depth)| DestinationStatus {
+            name: name.to_string(),
+            url: String::new(),
+            state: "waiting (no destination)".to_owned(),
+            concurrency: 0,
+            running: 0,
+            pending: depth.pending,
+            oldest_age_seconds: depth.oldest.map_or(0, |oldest| elapsed(oldest, now).as_secs()),
+            dead: depth.dead,
         });
         let certificates = self.certificate.expiries().into_iter().map(|expiry| CertificateStatus {
             key: expiry.key(),
@@ -122,14 +137,14 @@ impl Gateway for Parts {
             store: StoreStatus { engine: engine.to_owned(), bytes: self.store.bytes() },
             certificates: certificates.collect(),
             sources: sources.collect(),
-            destinations: destinations.collect(),
+            destinations: destinations.chain(gone).collect(),
         }
     }
 }
 
 impl Parts {
     /// How the secrets of a source have been used, and what follows from that.
-    fn secrets(&self, source: &Source) -> Vec<SecretStatus> {
+    fn advised(&self, source: &Source) -> Vec<(SecretUse, Option<Advice>)> {
         let with_use = |secret: SecretUse| {
             let labels = [&*source.name, &*secret.name];
             let last_used = self.metrics.verify_secret_last_used.with_label_values(&labels).get();
@@ -141,6 +156,10 @@ impl Parts {
         };
         let secrets: Vec<_> = source.verifier.secrets().map(with_use).collect();
         let advice = advise(&secrets, self.started_at, self.clock.now());
+        secrets.into_iter().zip(advice).collect()
+    }
+
+    fn secrets(&self, source: &Source) -> Vec<SecretStatus> {
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         let status = |(secret, advice): (SecretUse, Option<Advice>)| SecretStatus {
             name: secret.name.to_string(),
@@ -151,12 +170,13 @@ impl Parts {
             warning: advice.as_ref().is_some_and(Advice::is_warning),
             advice: advice.map(|advice| advice.to_string()),
         };
-        secrets.into_iter().zip(advice).map(status).collect()
+        self.advised(source).into_iter().map(status).collect()
     }
 
     fn refresh_gauges(&self) {
         let now = self.clock.steady().time;
         self.ingest.refresh_gauges();
+        self.metrics.ready.set(i64::from(self.ready().is_ok()));
         let ends = &self.metrics.tls_certificate_not_after;
         let expiries = self.certificate.expiries();
         for file in [Expiry::CERT, Expiry::CLIENT_CA] {
@@ -169,8 +189,17 @@ impl Parts {
         self.metrics.store_bytes.set(i64::try_from(self.store.bytes()).unwrap_or(i64::MAX));
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let depths = self.store.depths();
-        // A destination of the configuration that has had no forward yet stands at 0.
         let config = self.config.load();
+        for source in &config.sources {
+            for (secret, advice) in self.advised(source) {
+                for label in Advice::LABELS {
+                    let holds = advice.as_ref().is_some_and(|advice| advice.label() == label);
+                    let labels = [&*source.name, &*secret.name, label];
+                    self.metrics.verify_secret_advice.with_label_values(&labels).set(i64::from(holds));
+                }
+            }
+        }
+        // A destination of the configuration that has had no forward yet stands at 0.
         let idle = config.destinations.iter().map(|destination| &destination.name);
         let idle = idle.filter(|name| !depths.iter().any(|(known, _)| known == *name));
         let idle = idle.map(|name| (name, Depth::default()));

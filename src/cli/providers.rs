@@ -4,7 +4,7 @@ use countersign::units::{format_duration, format_size};
 use countersign::verify::{Preset, preset, presets};
 use serde_json::json;
 
-use super::{Failure, say};
+use super::{Failure, events, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -82,6 +82,7 @@ fn document(preset: &Preset) -> serde_json::Value {
         "timeout": preset.timeout.map(format_duration),
         "retry_horizon": preset.retry_horizon.map(format_duration),
         "drop_events": preset.drop_events,
+        "sample_events": events::names(&preset.name),
         "replay_guard": if preset.guards_replays { "absorb" } else { "off" },
         "documentation": preset.docs,
     })

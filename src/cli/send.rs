@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use countersign::clock::{Clock, Timestamp};
 use countersign::secret::Secret;
-use countersign::verify::{Message, Scheme, Signer, preset};
+use countersign::verify::{Message, Preset, Signer, preset};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request};
 use serde_json::{Map, Value};
 
 use super::http::Client;
-use super::{Failure, say, small_runtime};
+use super::{Failure, events, say, small_runtime};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -24,15 +24,17 @@ pub(super) struct Arguments {
     /// Where to send it
     #[arg(long, value_name = "URL")]
     to: String,
-    /// A file with the exact body, `-` for standard input; a small JSON document otherwise
+    /// A file with the exact body, `-` for standard input; otherwise the event as the provider would send it, or a small
+    /// JSON document where its body is not known
     #[arg(long, value_name = "F")]
     body: Option<PathBuf>,
     /// The delivery id; drawn at random otherwise
     #[arg(long, value_name = "I")]
     id: Option<String>,
-    /// The event type
-    #[arg(long, value_name = "E", default_value = "test")]
-    event: String,
+    /// The event type; `countersign providers P` lists those whose bodies are known, the first of which is meant
+    /// otherwise
+    #[arg(long, value_name = "E")]
+    event: Option<String>,
     /// The time to sign with: Unix seconds or RFC 3339; the present otherwise
     #[arg(long, value_name = "T", value_parser = parse_time)]
     now: Option<Timestamp>,
@@ -79,9 +81,11 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
     let id = arguments.id.clone().unwrap_or_else(|| {
         countersign::id::Id::new(now, std::array::from_fn(|_| fastrand::u8(..))).to_string()
     });
+    let event = arguments.event.as_deref();
+    let event = event.unwrap_or_else(|| events::names(name).first().copied().unwrap_or("test"));
     let body = match &arguments.body {
         Some(path) => read(path)?,
-        None => sample(&preset.scheme, &id, &arguments.event, now),
+        None => sample(preset, &id, event, now),
     };
     let mut request = Request::builder()
         .method(&arguments.method)
@@ -95,7 +99,7 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
         method: &arguments.method,
         url: &arguments.to,
         id: Some(&id),
-        event: Some(&arguments.event),
+        event: Some(event),
         body: request.body(),
     };
     let signed: HeaderMap =
@@ -105,9 +109,12 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
     Ok(request)
 }
 
-/// A body that carries id, event type and time where the provider's do.
-fn sample(scheme: &Scheme, id: &str, event: &str, now: Timestamp) -> Bytes {
-    let mut body = Value::Object(Map::new());
+/// A body that carries id, event type and time where the provider's do; of an event that is known, the whole of it.
+fn sample(preset: &Preset, id: &str, event: &str, now: Timestamp) -> Bytes {
+    let scheme = &preset.scheme;
+    let known = events::body(&preset.name, event, id, now);
+    let is_known = known.is_some();
+    let mut body = known.unwrap_or_else(|| Value::Object(Map::new()));
     let ids = [(scheme.id_pointer(), id), (scheme.event_pointer(), event)];
     for (pointer, text) in ids.into_iter().filter_map(|(pointer, text)| Some((pointer?, text))) {
         put(&mut body, pointer, text.into());
@@ -116,7 +123,7 @@ fn sample(scheme: &Scheme, id: &str, event: &str, now: Timestamp) -> Bytes {
         let time = time.parse::<i64>().map_or_else(|_| Value::from(time), Value::from);
         put(&mut body, pointer, time);
     }
-    if let Some(members) = body.as_object_mut() {
+    if let Some(members) = body.as_object_mut().filter(|_| !is_known) {
         members.insert("sent_by".to_owned(), "countersign send".into());
     }
     body.to_string().into()
@@ -180,13 +187,15 @@ mod tests {
     fn a_sample_has_its_values_where_the_provider_has_them() {
         let now = Timestamp::from_second(1_776_871_800).unwrap();
         let check = |provider: &str, expected: &str| {
-            let body = sample(&preset(provider).unwrap().scheme, "id-1", "e", now);
+            let body = sample(preset(provider).unwrap(), "id-1", "e", now);
             assert_eq!(String::from_utf8_lossy(&body), expected, "{provider}");
         };
         check("github", r#"{"sent_by":"countersign send"}"#);
         check("stripe", r#"{"id":"id-1","sent_by":"countersign send","type":"e"}"#);
         check("telnyx", r#"{"data":{"event_type":"e","id":"id-1"},"sent_by":"countersign send"}"#);
         check("sendgrid", r#"[{"event":"e"}]"#);
+        let known = sample(preset("owlette").unwrap(), "id-1", "machine.online", now);
+        assert!(String::from_utf8_lossy(&known).contains("foyer-wall-left"), "{known:?}");
         check("linear", r#"{"sent_by":"countersign send","type":"e","webhookTimestamp":1776871800000}"#);
     }
 }

@@ -126,12 +126,16 @@ fn print(status: &Status) {
         }
     }
     say("");
-    say(&format!("{:<24} {:<18} {:>10} {:>10} {:>10}", "DESTINATION", "STATE", "PENDING", "OLDEST", "DEAD"));
+    say(&format!(
+        "{:<24} {:<24} {:>9} {:>10} {:>10} {:>10}",
+        "DESTINATION", "STATE", "RUNNING", "PENDING", "OLDEST", "DEAD"
+    ));
     for destination in &status.destinations {
         say(&format!(
-            "{:<24} {:<18} {:>10} {:>9}s {:>10}",
+            "{:<24} {:<24} {:>9} {:>10} {:>9}s {:>10}",
             destination.name,
             destination.state,
+            format!("{}/{}", destination.running, destination.concurrency),
             destination.pending,
             destination.oldest_age_seconds,
             destination.dead

@@ -9,16 +9,16 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderName, HeaderValue, Uri};
 
 use super::Destination;
-use super::secrets;
 use super::values::{
     Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
     rate, read_duration, url,
 };
+use super::{backend, secrets};
 use crate::address::Reach;
-use crate::forward::{BreakerPolicy, RetryPolicy, Schedule, StatusPattern};
+use crate::forward::{BreakerPolicy, By, Concurrency, OnDead, Order, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
 use crate::units::format_duration;
-use crate::verify::{Signer, preset};
+use crate::verify::{Place, Signer, preset};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -54,11 +54,15 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
     let retry = read_retry(&table.section("retry"), read_statuses(table));
     let breaker = read_breaker(table);
     let sign = table.get("sign").map(|value| read_sign(&value, context));
-    let headers = read_headers(table, context);
+    let mut headers = read_headers(table, context);
+    backend::read_auth(table, &mut headers, context);
+    let tls = backend::read_tls(table, url.as_ref(), context);
+    let order = read_order(table).map(Arc::new);
     refuse_later_keys(table);
     Some(Destination {
         name: Arc::from(name?),
         url: url?,
+        tls,
         allow_private,
         timeout,
         connect_timeout,
@@ -66,6 +70,7 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
         rate,
         retry,
         breaker,
+        order,
         sign: match sign {
             Some(signer) => Some(signer?),
             None => None,
@@ -88,16 +93,53 @@ fn check_address(url: &Uri, value: &Value<'_>, allow_private: bool) {
     }
 }
 
-fn read_concurrency(table: &Table<'_>) -> NonZeroUsize {
+fn read_concurrency(table: &Table<'_>) -> Concurrency {
     const DEFAULT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
-    if let Some(value) = table.get("concurrency").filter(Value::is_text) {
-        match value.text() {
-            Some("adaptive") => not_available(&value, "`adaptive`", "a whole number from 1 to 1024"),
-            _ => drop(value.integer(1..1025)),
+    const ADAPTIVE_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+    const HELP: &str =
+        "a whole number from 1 to 1024, \"adaptive\", or { adaptive = 64 }, which is never more than 64";
+    let bounded = |table: &Table<'_>, key, default: NonZeroUsize| {
+        NonZeroUsize::new(integer(table, key, default.get(), 1..=1024)).unwrap_or(default)
+    };
+    match table.get("concurrency") {
+        Some(value) if value.is_text() => {
+            if value.text() != Some("adaptive") {
+                value.wrong("this is not a number of attempts", HELP);
+            }
+            Concurrency::Adaptive(ADAPTIVE_MAX)
         }
-        return DEFAULT;
+        Some(value) if value.is_table() => {
+            let bound = value.table(HELP).filter(|table| table.require("adaptive", HELP).is_some());
+            Concurrency::Adaptive(
+                bound.map_or(ADAPTIVE_MAX, |table| bounded(&table, "adaptive", ADAPTIVE_MAX)),
+            )
+        }
+        Some(_) | None => Concurrency::Fixed(bounded(table, "concurrency", DEFAULT)),
     }
-    NonZeroUsize::new(integer(table, "concurrency", DEFAULT.get(), 1..=1024)).unwrap_or(DEFAULT)
+}
+
+fn read_order(table: &Table<'_>) -> Option<Order> {
+    const HELP: &str = "\"none\", \"strict\", or { key = \"/data/site_id\" }: a JSON pointer into the body, or a place such as \
+                        \"header:X-Site\"";
+    let on_dead =
+        choice(table, "on_dead", OnDead::Park, &[("park", OnDead::Park), ("continue", OnDead::Continue)]);
+    let value = table.get("order")?;
+    if value.is_text() {
+        return match value.text()? {
+            "none" => None,
+            "strict" => Some(Order::new(By::Strict, on_dead)),
+            other => {
+                value.wrong(format!("`{other}` is not a choice here"), HELP);
+                None
+            }
+        };
+    }
+    let parse = |text: &str| {
+        let place = if text.starts_with('/') { format!("json:{text}") } else { text.to_owned() };
+        place.parse::<Place>()
+    };
+    let place = value.table(HELP)?.require("key", HELP)?.parse(parse, HELP)?;
+    Some(Order::new(By::Value(place), on_dead))
 }
 
 fn read_retry(table: &Table<'_>, statuses: Vec<StatusPattern>) -> RetryPolicy {
@@ -308,14 +350,6 @@ fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderV
 
 /// Keys of the contract that are still to come.
 fn refuse_later_keys(table: &Table<'_>) {
-    if let Some(order) = table.get("order") {
-        const HELP: &str = "\"none\"";
-        match order.is_text().then(|| order.text()).flatten() {
-            Some("none") => {}
-            Some("strict") | None => not_available(&order, "an order of deliveries", HELP),
-            Some(other) => order.wrong(format!("`{other}` is not a choice here"), HELP),
-        }
-    }
     for key in ["template", "content_type", "method"] {
         if let Some(value) = table.get(key) {
             not_available(&value, &format!("`{key}`"), "leave it out: requests are forwarded as they came");

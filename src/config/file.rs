@@ -126,6 +126,7 @@ fn read<'d>(root: &Table<'d>, context: &Context<'_>, problems: &Problems) -> Con
     let around = Surroundings {
         public_url,
         asks_clients,
+        ack_deadline: listen.ack_deadline,
         body_max: body,
         in_flight: limits.in_flight,
         dedup: listen::read_dedup(&root.section("dedup")),

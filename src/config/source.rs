@@ -11,21 +11,25 @@ use http::{HeaderValue, Method, StatusCode};
 use super::listen::{Dedup, TTL};
 use super::networks::networks_or_file;
 use super::values::{
-    BODY_MAX, Context, DURATION_MAX, SECOND, Unique, choice, integer, list, name, not_available, rate,
-    read_duration, size,
+    BODY_MAX, Context, DURATION_MAX, MILLISECOND, SECOND, Unique, choice, integer, list, name, not_available,
+    rate, read_duration, size,
 };
 use super::verification::{self, Verification};
-use super::{Ack, ReplayGuard, Route, Source};
+use super::{Ack, ReplayGuard, Route, SYNC_ROOM, Source};
 use crate::identity::SubjectRule;
 use crate::reader::{Table, Value, nearest};
 use crate::units::{format_duration, format_size};
 use crate::verify::{Preset, Window};
+
+/// Half a second less than the answer's deadline is by default.
+const SYNC_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the rest of the file says about sources.
 pub(super) struct Surroundings<'d> {
     pub(super) public_url: Option<String>,
     /// Whether the listener asks for client certificates.
     pub(super) asks_clients: bool,
+    pub(super) ack_deadline: Duration,
     pub(super) body_max: u64,
     pub(super) in_flight: u64,
     pub(super) dedup: Dedup<'d>,
@@ -60,7 +64,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
     let drop_events = list(table, "drop_events", "a list of event types, such as [\"ping\"]", |value| {
         value.text().map(str::to_owned)
     });
-    read_mode(table);
+    let sync_deadline = read_mode(table, around, to.len());
     let forward_handshake = read_forward_handshake(table, verification.as_ref());
     let Verification { provider, verifier, .. } = verification?;
     Some(Source {
@@ -79,6 +83,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
         allow_addresses,
         allow_subjects,
         ack,
+        sync_deadline,
         drop_events: drop_events.or_else(|| Some(preset?.drop_events.clone())).unwrap_or_default(),
         forward_handshake,
     })
@@ -314,16 +319,45 @@ fn read_ack(table: &Table<'_>) -> Ack {
     Ack { status, body: text.to_owned(), content_type }
 }
 
-fn read_mode(table: &Table<'_>) {
-    const HELP: &str = "\"async\": answered when the delivery is stored";
-    if let Some(mode) = table.get("mode") {
-        match mode.text() {
-            Some("sync") => not_available(&mode, "the mode `sync`", HELP),
-            Some("async") | None => {}
-            Some(other) => mode.wrong(format!("`{other}` is not a choice here"), HELP),
+fn read_mode(table: &Table<'_>, around: &Surroundings<'_>, destinations: usize) -> Option<Duration> {
+    let (mode, own) = (table.get("mode"), table.get("sync_deadline"));
+    let is_sync = match &mode {
+        Some(mode) => mode.one_of(&[("async", false), ("sync", true)])?,
+        None => false,
+    };
+    if !is_sync {
+        if let Some(deadline) = own {
+            deadline.wrong("`sync_deadline` has no effect without `mode = \"sync\"`", "leave it out");
         }
+        return None;
     }
-    if let Some(deadline) = table.get("sync_deadline") {
-        not_available(&deadline, "`sync_deadline`", "leave it out");
+    let at = own.as_ref().or(mode.as_ref())?;
+    if destinations > 1
+        && let Some(mode) = &mode
+    {
+        mode.wrong(
+            "the source has several destinations, and their answers cannot all be passed on",
+            "name one destination in `to`; another source can forward to the others",
+        );
     }
+    let help = "how long a request waits for its backend before it gets the ack";
+    let deadline = match &own {
+        Some(value) => read_duration(value, MILLISECOND..=Duration::from_millis(4_999), help)?,
+        None => SYNC_DEADLINE,
+    };
+    let latest = around.ack_deadline.saturating_sub(SYNC_ROOM);
+    if deadline > latest {
+        at.wrong(
+            format!(
+                "`sync_deadline` of {} leaves too little of `listen.ack_deadline`, {}, for the answer",
+                format_duration(deadline),
+                format_duration(around.ack_deadline)
+            ),
+            format!(
+                "`sync_deadline` at least {} shorter than `listen.ack_deadline`",
+                format_duration(SYNC_ROOM)
+            ),
+        );
+    }
+    Some(deadline)
 }

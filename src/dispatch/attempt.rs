@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
-use super::client::Endpoint;
+use super::client::{Endpoint, KEPT_BYTES_MAX};
 use super::failure::{Failure, readable, retry_after};
 use super::lane::Lane;
-use super::request;
-use crate::clock::elapsed;
+use super::{passing, request};
+use crate::clock::{elapsed, later};
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
+use crate::replies::{ANSWER_BYTES_MAX, Reply};
 use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
 
 /// The first and the longest pause while the store cannot write the end of an attempt: soon after it can, it should have.
@@ -28,11 +29,13 @@ struct End {
     status: Option<u16>,
     detail: String,
     retry_after: Option<Duration>,
+    /// For a sender that waits.
+    reply: Reply,
 }
 
 impl End {
     fn without_answer(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Self { outcome, status: None, detail: detail.into(), retry_after: None }
+        Self { outcome, status: None, detail: detail.into(), retry_after: None, reply: Reply::Failed }
     }
 }
 
@@ -45,11 +48,14 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
             () = sleep(wait) => {}
         }
     }
-    if lane.stop.is_cancelled() {
-        lane.record(Fault::Gateway);
+    // Also paused: it may have been leased by a look into the store that began before.
+    if lane.stop.is_cancelled() || lane.is_paused() {
+        lane.record(Fault::Gateway, Duration::ZERO);
         let destination = lane.destination();
         let _slot = slot;
+        let id = lease.delivery.id;
         conclude(&lane, &*store, &destination, lease, Input::Returned, None).await;
+        lane.shared.replies.tell(id, Reply::Failed);
         return;
     }
     let (destination, endpoint) = lane.begin();
@@ -63,8 +69,8 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
         }
     };
     let duration = started.elapsed();
-    let End { outcome, status, detail, retry_after } = end;
-    lane.record(outcome.fault());
+    let End { outcome, status, detail, retry_after, reply } = end;
+    lane.record(outcome.fault(), duration);
     let metrics = &lane.shared.metrics;
     metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]).inc();
     metrics.forward_attempt_duration.with_label_values(&[&*lane.name]).observe(duration.as_secs_f64());
@@ -75,10 +81,12 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     // A cut attempt is due again at once; otherwise the backend's state of health decides.
     let input = if cut { Input::Interrupted } else { Input::Answered { outcome, retry_after } };
     let record = AttemptRecord { started_at, duration, outcome: outcome.label(), status, detail };
+    let id = lease.delivery.id;
     let _end = lane.ends.acquire().await;
     let conclusion = conclude(&lane, &*store, &destination, lease, input, Some(record));
     if outcome == Outcome::GatewayResources {
         conclusion.await;
+        lane.shared.replies.tell(id, reply);
         // Its place rests too: what else waits would fare no better, at the price of two commits each.
         tokio::select! {
             () = lane.stop.cancelled() => {}
@@ -88,6 +96,8 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
     } else {
         lane.end(slot);
         conclusion.await;
+        // Once it is on disk: a refusal that the sender repeats at once must find the forward dead, to bring it back.
+        lane.shared.replies.tell(id, reply);
     }
 }
 
@@ -98,13 +108,25 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
         Ok(request) => request,
         Err(error) => return End::without_answer(Outcome::Unsendable, error.to_string()),
     };
-    match endpoint.exchange(request, destination.timeout, destination.connect_timeout).await {
-        Ok(answer) => End {
-            outcome: Outcome::of_status(answer.status.as_u16(), &destination.retry),
-            status: Some(answer.status.as_u16()),
-            detail: readable(answer.body, &destination.headers),
-            retry_after: retry_after(&answer.headers, clock.now()),
-        },
+    let is_expected = lane.shared.replies.is_expected(lease.delivery.id);
+    let kept_max = if is_expected { ANSWER_BYTES_MAX } else { KEPT_BYTES_MAX };
+    let (limit, connect_limit) = (destination.timeout, destination.connect_timeout);
+    match endpoint.exchange(request, limit, connect_limit, kept_max).await {
+        Ok(mut answer) => {
+            let outcome = Outcome::of_status(answer.status.as_u16(), &destination.retry);
+            let reply = match is_expected {
+                true => passing::reply(outcome, &answer, &destination.headers),
+                false => Reply::Failed,
+            };
+            answer.body.truncate(KEPT_BYTES_MAX);
+            End {
+                outcome,
+                status: Some(answer.status.as_u16()),
+                detail: readable(answer.body, &destination.headers),
+                retry_after: retry_after(&answer.headers, clock.now()),
+                reply,
+            }
+        }
         Err(failure) => failed(&failure),
     }
 }
@@ -115,6 +137,7 @@ fn failed(failure: &Failure) -> End {
         status: failure.status().map(|status| status.as_u16()),
         detail: failure.describe(),
         retry_after: None,
+        reply: Reply::Failed,
     }
 }
 
@@ -137,8 +160,14 @@ async fn conclude(
 ) {
     let progress = Progress::InFlight { attempt: lease.attempt };
     let steady = lane.shared.clock.steady();
-    let (mut next, actions) =
-        step(&destination.retry, lease.pending_since, progress, input, steady.time, fastrand::f64());
+    let (mut next, actions) = step(
+        &destination.retry,
+        later(lease.pending_since, lease.waited),
+        progress,
+        input,
+        steady.time,
+        fastrand::f64(),
+    );
     // A pause that begins now is a real one, also while steady time runs twice as fast.
     if let Progress::Waiting { due_at, .. } = &mut next {
         *due_at = steady.after(elapsed(steady.time, *due_at));

@@ -1,7 +1,7 @@
-//! Talks HTTP/1.1 to one backend: resolves, connects, sends one request, reads the answer up to a bound, and keeps
-//! the connection for the next. Written on hyper's connections instead of its pooled client because every step has its
+//! Talks HTTP/1.1 to one backend, or HTTP/2 to one that chooses it in the TLS handshake: resolves, connects, sends one
+//! request, reads the answer up to a bound, and keeps the connection for the next. Written on hyper's connections instead of its pooled client because every step has its
 //! own limit and its own outcome, which that client tells apart by text only. It never follows a redirect and inflates
-//! nothing.
+//! nothing. Over HTTP/2, too, a connection has one request at a time: what breaks it costs one attempt and no other.
 //!
 //! Backends close idle connections whenever they like. A closed one is seen while it idles; when the request crosses
 //! the end on its way and had not left whole, no backend can have acted on it, and it is sent again on a fresh
@@ -16,18 +16,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::Scheme;
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::{http1, http2};
 use hyper_rustls::ConfigBuilderExt;
-use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -35,16 +37,23 @@ use super::failure::{Failure, shortage_of_files};
 use super::meter::{Meter, Metered, Outgoing, OverTcp};
 use super::resolve::Resolver;
 use crate::address::Reach;
+use crate::config::BackendTls;
 use crate::patience::{timeout, timeout_at};
 
 /// Bytes of an answer that are kept for operators.
-const KEPT_BYTES_MAX: usize = 4 * 1024;
+pub(super) const KEPT_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of an answer that are read so that its connection can be kept; a longer answer costs its connection.
 const READ_BYTES_MAX: usize = 64 * 1024;
+/// What a backend that speaks HTTP/2 may send ahead; no more of an answer is read.
+const WINDOW_BYTES: u32 = 64 * 1024;
+/// What HTTP/2 is called in a TLS handshake.
+const HTTP2: &[u8] = b"h2";
 /// Bytes of an answer's head; hyper's own default is 400 KiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Common backends close idle connections after 5 s (Node, Apache, uvicorn): let go before they do.
 const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Connections of one destination that wait for the next request.
+const IDLE_CONNECTIONS_MAX: usize = 256;
 /// A connection that is not free again this long after its answer is not worth keeping.
 const FREE_AGAIN_MAX: Duration = Duration::from_millis(100);
 /// Addresses of one name that an attempt dials; more would leave none of them time enough.
@@ -52,36 +61,97 @@ const ADDRESSES_MAX: usize = 8;
 
 /// An open connection.
 struct Link {
-    sender: http1::SendRequest<Outgoing>,
+    sender: Sender,
     meter: Arc<Meter>,
     /// Stops with the link: left to itself it would go on sending to a backend that has answered and reads no more.
     _connection: AbortOnDropHandle<()>,
 }
 
+enum Sender {
+    Http1(http1::SendRequest<Outgoing>),
+    Http2(http2::SendRequest<Outgoing>),
+}
+
 impl Link {
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, hyper::Error> {
-        let request = self.meter.begin(request);
-        self.sender.send_request(request).await
+        let mut request = self.meter.begin(request);
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http2(sender) => {
+                name_authority(&mut request);
+                sender.send_request(request).await
+            }
+        }
+    }
+
+    /// Whether nobody has closed it, and it can take a request at once.
+    fn is_ready(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(sender) => sender.is_ready(),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    async fn ready(&mut self) -> Result<(), hyper::Error> {
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.ready().await,
+            Sender::Http2(sender) => sender.ready().await,
+        }
     }
 }
 
-/// TLS settings for all backends.
+/// In HTTP/2 the host is a part of the target.
+fn name_authority(request: &mut Request<Outgoing>) {
+    let Some(host) = request.headers_mut().remove(HOST) else { return };
+    let target = std::mem::take(request.uri_mut());
+    let mut parts = target.into_parts();
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = Authority::try_from(host.as_bytes()).ok();
+    // Without an authority it is refused where it is sent: no server gets a request to nobody.
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// TLS settings: those of all backends that have none of their own, or of one.
 #[derive(Debug, Default)]
-pub(super) struct Tls(OnceLock<Arc<ClientConfig>>);
+pub(super) struct Tls {
+    own: BackendTls,
+    config: OnceLock<Arc<ClientConfig>>,
+}
 
 impl Tls {
+    pub(super) fn new(own: BackendTls) -> Self {
+        Self { own, config: OnceLock::new() }
+    }
+
     /// Made at first use, since gateways whose backends are all in the clear need no certificate authorities.
     fn config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
-        if let Some(config) = self.0.get() {
+        if let Some(config) = self.config.get() {
             return Ok(Arc::clone(config));
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .try_with_platform_verifier()?
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::clone(self.0.get_or_init(|| Arc::new(config))))
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let builder = if self.own.authorities.is_empty() {
+            builder.try_with_platform_verifier()?
+        } else {
+            let mut roots = RootCertStore::empty();
+            for authority in &self.own.authorities {
+                roots.add(authority.clone())?;
+            }
+            builder.with_root_certificates(roots)
+        };
+        let mut config = match &self.own.identity {
+            None => builder.with_no_client_auth(),
+            Some(own) => builder.with_client_auth_cert(own.chain.clone(), own.key.clone_key())?,
+        };
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::clone(self.config.get_or_init(|| Arc::new(config))))
     }
 }
 
@@ -90,8 +160,10 @@ impl Tls {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// The beginning of the body.
+    /// The body, or its beginning.
     pub(super) body: Vec<u8>,
+    /// Whether it is all of it.
+    pub(super) is_whole: bool,
 }
 
 /// Where the requests of one lane go, with the connections that are waiting for the next.
@@ -101,6 +173,8 @@ pub(super) struct Endpoint {
     allow_private: bool,
     tls: Arc<Tls>,
     idle: Mutex<Vec<(Link, Instant)>>,
+    /// Tells that there is one.
+    kept: Notify,
 }
 
 impl Endpoint {
@@ -108,10 +182,18 @@ impl Endpoint {
         let secure = url.scheme() == Some(&Scheme::HTTPS);
         let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        Self { secure, resolver: Resolver::new(host, port), allow_private, tls, idle: Mutex::default() }
+        Self {
+            secure,
+            resolver: Resolver::new(host, port),
+            allow_private,
+            tls,
+            idle: Mutex::default(),
+            kept: Notify::new(),
+        }
     }
 
-    /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`.
+    /// Sends `request` and reads its answer, all within `limit`, of which connecting may take `connect_limit`; of the
+    /// answer's body so many bytes are kept.
     ///
     /// An answer with a 2xx status counts only when it is complete (or longer than is read) and the request has left
     /// whole: a backend that broke off in the middle of "yes", or said it to half a delivery, may not have done the
@@ -121,6 +203,7 @@ impl Endpoint {
         request: Request<Full<Bytes>>,
         limit: Duration,
         connect_limit: Duration,
+        kept_max: usize,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + limit;
         // Pinned here: as arguments, futures take their place once more in each one that they are handed to, and thousands
@@ -134,11 +217,11 @@ impl Endpoint {
             return Err(Failure::Switched);
         }
         let mut kept = Vec::new();
-        let complete = match timeout_at(deadline, read(body, &mut kept)).await {
-            Ok(Ok(complete)) => complete,
+        let read = match timeout_at(deadline, read(body, &mut kept, kept_max)).await {
+            Ok(Ok(read)) => read,
             Ok(Err(error)) if status.is_success() => return Err(Failure::Body { status, error }),
             Err(_) if status.is_success() => return Err(Failure::Timeout { limit, status: Some(status) }),
-            Ok(Err(_)) | Err(_) => false,
+            Ok(Err(_)) | Err(_) => None,
         };
         if status.is_success() {
             match timeout_at(deadline, link.meter.left_whole()).await {
@@ -147,15 +230,26 @@ impl Endpoint {
                 Err(_) => return Err(Failure::Timeout { limit, status: Some(status) }),
             }
         }
-        if complete {
+        if read.is_some() {
             self.keep(link).await;
         }
-        Ok(Answer { status, headers: head.headers, body: kept })
+        let is_whole = read.is_some_and(|bytes| bytes == kept.len());
+        Ok(Answer { status, headers: head.headers, body: kept, is_whole })
     }
 
-    /// Closes connections that have been idle for too long.
-    pub(super) fn prune(&self) {
-        self.lock().retain(|(link, since)| since.elapsed() < IDLE_MAX && !link.sender.is_closed());
+    /// Closes connections that have been idle for too long, whenever that is.
+    pub(super) async fn prune(&self) {
+        loop {
+            let oldest = {
+                let mut idle = self.lock();
+                idle.retain(|(link, since)| since.elapsed() < IDLE_MAX && !link.is_closed());
+                idle.iter().map(|(_, since)| *since).min()
+            };
+            match oldest {
+                Some(since) => sleep_until(since + IDLE_MAX).await,
+                None => self.kept.notified().await,
+            }
+        }
     }
 
     async fn send(
@@ -179,14 +273,16 @@ impl Endpoint {
         let mut link = timeout(connect_limit, Box::pin(self.connect(connect_limit)))
             .await
             .map_err(|_| Failure::ConnectTimeout(connect_limit))??;
-        let response = link.send(request).await.map_err(Failure::Head)?;
-        Ok((response, link))
+        match link.send(request).await {
+            Ok(response) => Ok((response, link)),
+            Err(error) => Err(link.meter.tls_failure().map_or(Failure::Head(error), Failure::Tls)),
+        }
     }
 
     fn take_idle(&self) -> Option<Link> {
         let mut idle = self.lock();
         while let Some((link, since)) = idle.pop() {
-            if link.sender.is_ready() && since.elapsed() < IDLE_MAX {
+            if link.is_ready() && since.elapsed() < IDLE_MAX {
                 return Some(link);
             }
         }
@@ -194,8 +290,14 @@ impl Endpoint {
     }
 
     async fn keep(&self, mut link: Link) {
-        if let Ok(Ok(())) = timeout(FREE_AGAIN_MAX, link.sender.ready()).await {
-            self.lock().push((link, Instant::now()));
+        if let Ok(Ok(())) = timeout(FREE_AGAIN_MAX, link.ready()).await {
+            let mut idle = self.lock();
+            // The oldest is the next to be closed by the other side.
+            if idle.len() >= IDLE_CONNECTIONS_MAX {
+                idle.remove(0);
+            }
+            idle.push((link, Instant::now()));
+            self.kept.notify_one();
         }
     }
 
@@ -204,7 +306,7 @@ impl Endpoint {
         // Small requests must not wait for the acknowledgement of earlier ones; where it fails, they only wait.
         let _ = stream.set_nodelay(true);
         if !self.secure {
-            return handshake(stream).await;
+            return handshake(stream, false).await;
         }
         let config = self.tls.config().map_err(|error| match shortage_of_files() {
             Some(shortage) => Failure::Tls(shortage),
@@ -213,7 +315,8 @@ impl Endpoint {
         let name = ServerName::try_from(self.resolver.host().to_owned())
             .map_err(|error| Failure::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(Failure::Tls)?;
-        handshake(stream).await
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+        handshake(stream, http2).await
     }
 
     /// Tries one address after the other; each may take an equal share of what is left of `limit`, so that one that
@@ -249,32 +352,50 @@ impl Endpoint {
 
 async fn handshake(
     stream: impl AsyncRead + AsyncWrite + OverTcp + Send + Unpin + 'static,
+    http2: bool,
 ) -> Result<Link, Failure> {
-    let meter = Meter::new();
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(Metered::new(stream, Arc::clone(&meter))))
-        .await
-        .map_err(Failure::Head)?;
+    let meter = Meter::new(http2);
+    let stream = TokioIo::new(Metered::new(stream, Arc::clone(&meter)));
     // What goes wrong on it is told to the request that it goes wrong for.
-    let connection = tokio::spawn(async move { connection.await.unwrap_or_default() });
+    let (sender, connection) = if http2 {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_max_send_streams(1)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .handshake(stream)
+            .await
+            .map_err(Failure::Head)?;
+        (Sender::Http2(sender), tokio::spawn(async move { connection.await.unwrap_or_default() }))
+    } else {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(stream)
+            .await
+            .map_err(Failure::Head)?;
+        (Sender::Http1(sender), tokio::spawn(async move { connection.await.unwrap_or_default() }))
+    };
     Ok(Link { sender, meter, _connection: AbortOnDropHandle::new(connection) })
 }
 
-/// Reads `body` up to its end (true) or the limit (false), and keeps its beginning.
-async fn read(mut body: Incoming, kept: &mut Vec<u8>) -> Result<bool, hyper::Error> {
+/// Reads `body` up to its end (how many bytes it had) or the limit (`None`), and keeps its beginning.
+async fn read(
+    mut body: Incoming,
+    kept: &mut Vec<u8>,
+    kept_max: usize,
+) -> Result<Option<usize>, hyper::Error> {
     let mut bytes = 0usize;
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
-            let room = KEPT_BYTES_MAX - kept.len();
+            let room = kept_max - kept.len();
             kept.extend_from_slice(&data[..data.len().min(room)]);
             bytes = bytes.saturating_add(data.len());
             if bytes > READ_BYTES_MAX {
-                return Ok(false);
+                return Ok(None);
             }
         }
     }
-    Ok(true)
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]
@@ -291,11 +412,18 @@ mod tests {
     const LATE: Duration = Duration::from_secs(60);
 
     fn endpoint(resolver: Resolver, allow_private: bool) -> Endpoint {
-        Endpoint { secure: false, resolver, allow_private, tls: Arc::default(), idle: Mutex::default() }
+        Endpoint {
+            secure: false,
+            resolver,
+            allow_private,
+            tls: Arc::default(),
+            idle: Mutex::default(),
+            kept: Notify::new(),
+        }
     }
 
     async fn exchange(endpoint: &Endpoint, connect_limit: Duration) -> Result<Answer, Failure> {
-        endpoint.exchange(Request::new(Full::default()), LATE, connect_limit).await
+        endpoint.exchange(Request::new(Full::default()), LATE, connect_limit, KEPT_BYTES_MAX).await
     }
 
     /// A backend that accepts everything, one connection after the other, and closes.

@@ -120,6 +120,12 @@ fn of_connection(error: &hyper::Error) -> Outcome {
         return Outcome::InvalidResponse;
     }
     let cause = io_error(error);
+    if let Some(error) = http2_error(error)
+        && cause.is_none()
+    {
+        // What we ended ourselves broke the rules of the protocol.
+        return if error.is_library() { Outcome::InvalidResponse } else { Outcome::ConnectionLost };
+    }
     // In TLS 1.3 a backend refuses a certificate, or the lack of one, after our end of the handshake.
     if cause.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
         return Outcome::TlsFailed;
@@ -135,10 +141,22 @@ fn of_connection(error: &hyper::Error) -> Outcome {
     }
 }
 
+fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return Some(error);
+        }
+        source = error.source();
+    }
+    None
+}
+
 fn io_error(error: &hyper::Error) -> Option<&io::Error> {
     let mut source = error.source();
     while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
+        let over_http2 = error.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);
+        if let Some(error) = error.downcast_ref::<io::Error>().or(over_http2) {
             return Some(error);
         }
         source = error.source();

@@ -8,9 +8,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::client::Endpoint;
-use crate::config::Destination;
-use crate::forward::{Breaker, Fault, Outcome};
+use super::client::{Endpoint, Tls};
+use crate::config::{BackendTls, Destination};
+use crate::forward::{Adaptive, Breaker, Concurrency, Fault, Order, Outcome};
 use crate::rate::Limiter;
 use crate::store::Slot;
 
@@ -83,6 +83,14 @@ struct State {
     paused: bool,
     /// Older forwards may be waiting in the store: they go first, so nothing is let in directly.
     behind: bool,
+    /// Attempts that may run at once.
+    concurrency: usize,
+    /// Says how many those are, unless they are fixed.
+    adaptive: Option<Adaptive>,
+    /// Which forwards wait for each other: the destination's order, once the refill task has taken it over.
+    order: Option<Arc<Order>>,
+    /// What waits has yet to be brought into that order: nothing begins before.
+    unarranged: bool,
     /// Permits that a lowered concurrency has yet to take back from running attempts.
     excess: usize,
     running: usize,
@@ -101,9 +109,11 @@ impl State {
 
 impl Lane {
     pub(super) fn new(shared: Arc<Shared>, destination: Arc<Destination>) -> Arc<Self> {
+        let adaptive = adaptive(destination.concurrency, None);
+        let concurrency = allowed(destination.concurrency, adaptive.as_ref());
         let lane = Self {
             name: Arc::clone(&destination.name),
-            slots: Arc::new(Semaphore::new(destination.concurrency.get())),
+            slots: Arc::new(Semaphore::new(concurrency)),
             ends: Semaphore::new(ENDS_MAX),
             stop: shared.stop.child_token(),
             poke: Notify::new(),
@@ -114,6 +124,10 @@ impl Lane {
                 paused: false,
                 // What an earlier run of the gateway left is older than anything that comes now.
                 behind: true,
+                concurrency,
+                adaptive,
+                order: destination.order.clone(),
+                unarranged: true,
                 excess: 0,
                 running: 0,
                 destination,
@@ -124,6 +138,7 @@ impl Lane {
             lane.shared.metrics.forward_attempts.with_label_values(&[&*lane.name, outcome.label()]);
         }
         lane.shared.metrics.forward_attempt_duration.with_label_values(&[&*lane.name]);
+        lane.shared.metrics.announce_forwards(&lane.name);
         lane.publish(&lane.lock());
         Arc::new(lane)
     }
@@ -133,7 +148,7 @@ impl Lane {
         let mut state = self.lock();
         let old = std::mem::replace(&mut state.destination, destination);
         let new = Arc::clone(&state.destination);
-        if (&old.url, old.allow_private) != (&new.url, new.allow_private) {
+        if (&old.url, old.allow_private, &old.tls) != (&new.url, new.allow_private, &new.tls) {
             state.endpoint = endpoint(&new, &self.shared);
         }
         if old.rate != new.rate {
@@ -142,7 +157,17 @@ impl Lane {
         if new.breaker.is_none() {
             state.breaker = Breaker::new();
         }
-        let (before, after) = (old.concurrency.get(), new.concurrency.get());
+        state.unarranged |= old.order != new.order;
+        state.adaptive = adaptive(new.concurrency, state.adaptive.take());
+        let concurrency = allowed(new.concurrency, state.adaptive.as_ref());
+        self.resize(&mut state, concurrency);
+        self.publish(&state);
+        drop(state);
+        self.wake();
+    }
+
+    fn resize(&self, state: &mut State, after: usize) {
+        let before = std::mem::replace(&mut state.concurrency, after);
         if after >= before {
             let kept = state.excess.min(after - before);
             state.excess -= kept;
@@ -150,9 +175,6 @@ impl Lane {
         } else {
             state.excess += before - after - self.slots.forget_permits(before - after);
         }
-        self.publish(&state);
-        drop(state);
-        self.wake();
     }
 
     /// The destination is gone. What waits for it stays in the store.
@@ -174,12 +196,16 @@ impl Lane {
         self.wake();
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
     pub(super) fn status(&self) -> LaneStatus {
         let state = self.lock();
         LaneStatus {
             destination: Arc::clone(&self.name),
             state: state.lane_state(),
-            concurrency: state.destination.concurrency.get(),
+            concurrency: state.concurrency,
             running: state.running,
         }
     }
@@ -188,7 +214,11 @@ impl Lane {
     /// because its commit failed must not have used up the one probe.
     pub(super) fn reserve(&self) -> Option<Slot> {
         let mut state = self.lock();
-        let free = !state.paused && !state.behind && state.breaker.is_closed() && !self.stop.is_cancelled();
+        let free = !state.paused
+            && !state.behind
+            && !state.unarranged
+            && state.breaker.is_closed()
+            && !self.stop.is_cancelled();
         let slot = if free { Arc::clone(&self.slots).try_acquire_owned().ok() } else { None };
         let now = self.shared.monotonic();
         let slot = slot.filter(|_| {
@@ -216,10 +246,24 @@ impl Lane {
         Arc::clone(&self.lock().destination)
     }
 
-    /// An attempt says something about the backend, or (our own fault) nothing at all.
-    pub(super) fn record(&self, fault: Fault) {
+    /// Which of its forwards wait for each other.
+    pub(super) fn order(&self) -> Option<Arc<Order>> {
+        self.lock().order.clone()
+    }
+
+    /// An attempt that took so long says something about the backend, or (our own fault) nothing at all.
+    pub(super) fn record(&self, fault: Fault, took: Duration) {
         let now = self.shared.monotonic();
         let mut state = self.lock();
+        let running = state.running;
+        if let Some(adaptive) = &mut state.adaptive {
+            adaptive.record(took, fault, running);
+            let limit = adaptive.limit();
+            if limit != state.concurrency {
+                self.resize(&mut state, limit);
+                self.publish(&state);
+            }
+        }
         let Some(policy) = state.destination.breaker else { return };
         let before = state.breaker;
         if state.breaker.record(&policy, fault, now) {
@@ -257,7 +301,7 @@ impl Lane {
         for each in LaneState::ALL {
             metrics.lane_state.with_label_values(&[&*self.name, each.label()]).set(i64::from(each == now));
         }
-        let concurrency = i64::try_from(state.destination.concurrency.get()).unwrap_or(i64::MAX);
+        let concurrency = i64::try_from(state.concurrency).unwrap_or(i64::MAX);
         metrics.lane_concurrency.with_label_values(&[&*self.name]).set(concurrency);
     }
 
@@ -268,7 +312,30 @@ impl Lane {
 }
 
 fn endpoint(destination: &Destination, shared: &Shared) -> Arc<Endpoint> {
-    Arc::new(Endpoint::new(&destination.url, destination.allow_private, Arc::clone(&shared.tls)))
+    let tls = match &destination.tls {
+        own if *own == BackendTls::default() => Arc::clone(&shared.tls),
+        own => Arc::new(Tls::new(own.clone())),
+    };
+    Arc::new(Endpoint::new(&destination.url, destination.allow_private, tls))
+}
+
+/// What finds out how many attempts a backend bears, with what is known already.
+fn adaptive(concurrency: Concurrency, known: Option<Adaptive>) -> Option<Adaptive> {
+    match concurrency {
+        Concurrency::Fixed(_) => None,
+        Concurrency::Adaptive(max) => {
+            let mut adaptive = known.unwrap_or_else(|| Adaptive::new(max.get()));
+            adaptive.set_max(max.get());
+            Some(adaptive)
+        }
+    }
+}
+
+fn allowed(concurrency: Concurrency, adaptive: Option<&Adaptive>) -> usize {
+    match concurrency {
+        Concurrency::Fixed(fixed) => fixed.get(),
+        Concurrency::Adaptive(max) => adaptive.map_or(max.get(), Adaptive::limit),
+    }
 }
 
 /// A burst of one: a backend that asked for 10/s is never sent 20 in a second.
@@ -294,7 +361,9 @@ pub(super) mod tests {
             allow_private: true,
             timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
-            concurrency: NonZeroUsize::new(4).unwrap(),
+            tls: BackendTls::default(),
+            concurrency: Concurrency::Fixed(NonZeroUsize::new(4).unwrap()),
+            order: None,
             rate: None,
             retry: RetryPolicy {
                 schedule: Schedule::List(Vec::new()),
@@ -314,13 +383,14 @@ pub(super) mod tests {
         change(&mut destination);
         let lanes = Lanes::new(Clock::system(), Metrics::new());
         let lane = Lane::new(Arc::clone(&lanes.shared), Arc::new(destination));
+        lane.arranged(None);
         lane.end_turn(1, 0);
         lane
     }
 
     fn with_concurrency(lane: &Lane, concurrency: usize) {
         let mut destination = (*lane.destination()).clone();
-        destination.concurrency = NonZeroUsize::new(concurrency).unwrap();
+        destination.concurrency = Concurrency::Fixed(NonZeroUsize::new(concurrency).unwrap());
         lane.update(Arc::new(destination));
     }
 
@@ -351,9 +421,9 @@ pub(super) mod tests {
             destination.breaker =
                 Some(BreakerPolicy { failures: 2, probe_after: Duration::ZERO, probe_max: Duration::ZERO });
         });
-        lane.record(Fault::Backend);
+        lane.record(Fault::Backend, Duration::ZERO);
         assert!(lane.reserve().is_some());
-        lane.record(Fault::Backend);
+        lane.record(Fault::Backend, Duration::ZERO);
         assert_eq!(lane.status().state, LaneState::Broken);
         assert!(lane.reserve().is_none());
         assert!(lane.reserve().is_none(), "a probe is never given away before its commit");
@@ -366,7 +436,7 @@ pub(super) mod tests {
             Ok(1),
             "nothing was waiting: the probe is still due"
         );
-        lane.record(Fault::Nobody);
+        lane.record(Fault::Nobody, Duration::ZERO);
         assert_eq!(lane.turn(4).map(|waits| waits.len()), Ok(4));
     }
 

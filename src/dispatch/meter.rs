@@ -4,8 +4,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -20,6 +20,9 @@ use tokio_rustls::client::TlsStream;
 
 /// Interim answers to one request. Servers send one or two; their number is not limited by anything else but time.
 const INTERIM_MAX: u32 = 32;
+
+/// Bytes that may come back to one request over HTTP/2: what is read of an answer, and leave to send on for the largest body.
+const RECEIVED_BYTES_MAX: usize = 4 << 20;
 
 /// How far the sending of a request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +46,15 @@ pub(super) struct Meter {
     exchanges: AtomicU32,
     /// Nothing of the request has been sent, on a connection that has been used before.
     unproven: AtomicBool,
+    /// Bytes that came back since the exchange began, where they are limited: over HTTP/2, where a backend may talk of
+    /// other things than its answer for ever.
+    received: Option<AtomicUsize>,
+    /// Why TLS gave the connection up, which the protocol code of HTTP/2 passes on as text.
+    tls: OnceLock<rustls::Error>,
 }
 
 impl Meter {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(http2: bool) -> Arc<Self> {
         Arc::new(Self {
             sending: watch::Sender::new(Sending::Whole),
             handed_over: AtomicBool::new(false),
@@ -54,6 +62,8 @@ impl Meter {
             interim: AtomicU32::new(0),
             exchanges: AtomicU32::new(0),
             unproven: AtomicBool::new(false),
+            received: http2.then(AtomicUsize::default),
+            tls: OnceLock::new(),
         })
     }
 
@@ -63,7 +73,12 @@ impl Meter {
         self.handed_over.store(request.body().is_end_stream(), Ordering::SeqCst);
         self.heard.store(false, Ordering::SeqCst);
         self.interim.store(0, Ordering::SeqCst);
-        self.unproven.store(self.exchanges.fetch_add(1, Ordering::SeqCst) > 0, Ordering::SeqCst);
+        // Over HTTP/2 the end of a connection is announced, and what has come in between is nobody's answer.
+        let used = self.exchanges.fetch_add(1, Ordering::SeqCst) > 0;
+        self.unproven.store(used && self.received.is_none(), Ordering::SeqCst);
+        if let Some(received) = &self.received {
+            received.store(0, Ordering::SeqCst);
+        }
         self.sending.send_replace(Sending::UnderWay);
         let mut request = request.map(|body| Outgoing { body, meter: Arc::clone(self) });
         let meter = Arc::clone(self);
@@ -76,6 +91,11 @@ impl Meter {
     /// Whether anything came back since the exchange began.
     pub(super) fn heard(&self) -> bool {
         self.heard.load(Ordering::SeqCst)
+    }
+
+    /// Why TLS gave the connection up, if it has.
+    pub(super) fn tls_failure(&self) -> Option<io::Error> {
+        self.tls.get().map(|error| io::Error::new(io::ErrorKind::InvalidData, error.clone()))
     }
 
     /// Waits until the request has left whole (true) or cannot any more (false).
@@ -168,9 +188,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             return Poll::Ready(Err(error));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        if let Some(error) = read.as_ref().err().and_then(io::Error::get_ref)
+            && let Some(error) = error.downcast_ref::<rustls::Error>()
+        {
+            // The first is the cause of any other.
+            self.meter.tls.get_or_init(|| error.clone());
+        }
+        read?;
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
             self.meter.heard.store(true, Ordering::SeqCst);
+        }
+        if let Some(received) = &self.meter.received
+            && received.fetch_add(bytes, Ordering::SeqCst) > RECEIVED_BYTES_MAX
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much beside an answer")));
         }
         Poll::Ready(Ok(()))
     }

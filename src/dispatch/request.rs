@@ -281,6 +281,7 @@ mod tests {
             destination: "legacy".into(),
             attempt: 3,
             pending_since: from_milliseconds(0),
+            waited: std::time::Duration::ZERO,
             replay: false,
         }
     }

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::config::{Ack, Source};
+use crate::replies::Answer;
 use crate::store::StoreError;
 use crate::units::Rate;
 use crate::verify::{HandshakeAnswer, Refusal};
@@ -233,6 +234,14 @@ pub(super) fn ack(ack: &Ack) -> Response<Full<Bytes>> {
     if !ack.body.is_empty() {
         response.headers_mut().insert(CONTENT_TYPE, ack.content_type.clone());
     }
+    response
+}
+
+/// What the backend said.
+pub(super) fn passed(answer: &Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(answer.body.clone()));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers.clone();
     response
 }
 

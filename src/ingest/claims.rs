@@ -93,6 +93,7 @@ mod tests {
     use crate::clock::{Moment, Steady, Timestamp, from_milliseconds, later};
     use crate::dedup::Keys;
     use crate::delivery::{Delivery, Received};
+    use crate::forward::Order;
     use crate::id::Id;
     use crate::secret::Secret;
     use crate::store::{Depth, HandedOver, Lease, Settlement, Swept};
@@ -131,6 +132,9 @@ mod tests {
             Err(StoreError::Closed)
         }
         async fn rein_in(&self, _: &str, _: Timestamp, _: Timestamp) -> Result<u64, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn arrange(&self, _: &str, _: Option<Arc<Order>>) -> Result<(), StoreError> {
             Err(StoreError::Closed)
         }
         async fn settle(&self, _: Settlement) -> Result<(), StoreError> {

@@ -233,6 +233,7 @@ impl Ingest {
         let name = &*source.name;
         match &outcome {
             Reverified::Stored | Reverified::Duplicate => {
+                self.metrics.ingest_received.with_label_values(&[name]).inc();
                 self.metrics.ingest_requests.with_label_values(&[name, outcome.label()]).inc();
                 self.quarantine.mark(id, outcome.label());
             }
@@ -265,8 +266,8 @@ impl Ingest {
             return Ok(Reverified::Refused(Refusal::IdMissing.label()));
         }
         match self.claim(source, Arc::new(verified)).await {
-            Ok(Settled::Stored) => Ok(Reverified::Stored),
-            Ok(Settled::Duplicate | Settled::Handshake { .. }) => Ok(Reverified::Duplicate),
+            Ok(Settled::Stored(_)) => Ok(Reverified::Stored),
+            Ok(Settled::Duplicate { .. } | Settled::Handshake { .. }) => Ok(Reverified::Duplicate),
             Err(Rejection::Unverified(refusal)) => Ok(Reverified::Refused(refusal.label())),
             Err(rejection) => Err(NotReverified::Failed(rejection.label().to_owned())),
         }

@@ -26,6 +26,7 @@ use self::upkeep::{LEASE, Upkeep};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::config::Database;
 use crate::delivery::Delivery;
+use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::store::sqlite::Depths;
@@ -40,6 +41,7 @@ mod error;
 mod handed_over;
 mod held;
 mod lease;
+mod order;
 mod row;
 mod schema;
 mod settle;
@@ -138,6 +140,10 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
     });
     let mut upkeep = Upkeep::new(Arc::clone(&inner), connect::pool(&database, 1)?);
     upkeep.begin().await.map_err(unreachable)?;
+    for (destination, depth) in inner.depths.read() {
+        let pending = i64::try_from(depth.pending).unwrap_or(i64::MAX);
+        inner.metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);
+    }
 
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let (accept, accepts) = mpsc::channel(QUEUE_MAX);
@@ -278,6 +284,10 @@ impl Store for Postgres {
 
     async fn rein_in(&self, destination: &str, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
         Ok(self.usable()?.rein_in(destination, now, latest).await?)
+    }
+
+    async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
+        Ok(self.usable()?.arrange(destination, order.as_deref()).await?)
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 //! full disk only refuses what would fill it. Any `sqlite3` can look into the file.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use self::directory::Refused;
 use self::handed_over::{HandOver, Show};
 use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
+use self::order::{Disband, Enqueue, Position, Review};
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
@@ -23,6 +25,7 @@ use self::work::{Queued, Work};
 use self::writer::Writer;
 use crate::clock::{Timestamp, earlier};
 use crate::delivery::Delivery;
+use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::store::{
@@ -39,6 +42,7 @@ mod handed_over;
 mod health;
 mod lease;
 mod load;
+mod order;
 mod readers;
 mod row;
 mod salvage;
@@ -58,6 +62,7 @@ pub use self::error::OpenError;
 pub(in crate::store) use self::row::{Checksum, checksum, decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
 pub use self::tools::{Backup, backup, check, salvage};
+pub(in crate::store) use self::work::Entry;
 
 /// The database, in its directory.
 const DATABASE: &str = "countersign.db";
@@ -81,13 +86,14 @@ pub struct Options {
 }
 
 /// The embedded store. Dropping it without [`Store::close`] loses nothing, but leaves the closing to the writer.
-#[derive(Debug)]
 pub struct Sqlite {
     /// `None` once closed. The writer ends when all copies are gone.
     queue: Mutex<Option<mpsc::Sender<Box<dyn Queued>>>>,
     readers: Readers,
     depths: Arc<Depths>,
     health: Arc<Health>,
+    /// Says which forwards wait for each other, whose keys are read before they are queued.
+    outlet: Arc<dyn Outlet>,
     /// Its sender is dropped when the writer has ended.
     running: watch::Receiver<()>,
     /// Keeps the reading of what nobody asks for going; `None` once closed.
@@ -114,12 +120,16 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         }
     };
     load::tell(&directory, &metrics);
+    for (destination, depth) in depths.read() {
+        let pending = i64::try_from(depth.pending).unwrap_or(i64::MAX);
+        metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);
+    }
     let depths = Arc::new(depths);
     let readers = Readers::open(&file)?;
     directory::sync(&directory).map_err(unusable)?;
 
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
-    let watch = health::watch(Arc::clone(&health)).map_err(OpenError::Thread)?;
+    let watch = health::watch(Arc::clone(&health), metrics.clone()).map_err(OpenError::Thread)?;
     let told = metrics.clone();
     let first = if load::is_small(health.file()) { scrub::EVERY } else { load::SCRUB_FIRST };
     let scrub = scrub::start(Arc::clone(&health), first, move |damaged| load::report(damaged, &told));
@@ -129,7 +139,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     let writer = Writer {
         connection,
         queue: receiver,
-        outlet,
+        outlet: Arc::clone(&outlet),
         health: Arc::clone(&health),
         depths: Arc::clone(&depths),
         claims,
@@ -145,7 +155,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .name("store-writer".to_owned())
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
-    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, running, scrub })
+    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, outlet, running, scrub })
 }
 
 /// The right to use a data directory in which there is no store: of a gateway that keeps its deliveries elsewhere. Given up
@@ -183,6 +193,12 @@ pub fn in_use(directory: &Path) -> Option<OpenError> {
 /// When the file is newer, damaged or cannot be read.
 pub fn check_format(directory: &Path) -> Result<(), OpenError> {
     schema::check_format(&directory.join(DATABASE))
+}
+
+impl fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sqlite").field("health", &self.health).finish_non_exhaustive()
+    }
 }
 
 impl Sqlite {
@@ -233,7 +249,8 @@ impl Store for Sqlite {
             return Err(fault);
         }
         let prepared = Prepared::new(&arrival.verified);
-        let (job, answer) = work::job(Accept { arrival, prepared });
+        let keys = accept::keys(&arrival, &*self.outlet);
+        let (job, answer) = work::job(Accept { arrival, prepared, keys });
         self.queue()?.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
@@ -278,6 +295,30 @@ impl Store for Sqlite {
 
     async fn rein_in(&self, destination: &str, now: Timestamp, latest: Timestamp) -> Result<u64, StoreError> {
         self.submit(ReinIn { destination: destination.into(), now, latest }).await
+    }
+
+    async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
+        let destination: Arc<str> = destination.into();
+        let Some(order) = order else {
+            while self.submit(Disband { destination: Arc::clone(&destination) }).await? {}
+            return Ok(());
+        };
+        let mut next = Some(Position::default());
+        while let Some(after) = next {
+            let (order, to) = (Arc::clone(&order), Arc::clone(&destination));
+            let unplaced = self.read(move |connection| order::unplaced(connection, &order, &to, &after));
+            let forwards;
+            (forwards, next) = unplaced.await?;
+            if !forwards.is_empty() {
+                self.submit(Enqueue { destination: Arc::clone(&destination), forwards }).await?;
+            }
+        }
+        let mut next = Some(String::new());
+        while let Some(after) = next {
+            let (destination, order) = (Arc::clone(&destination), Arc::clone(&order));
+            next = self.submit(Review { destination, order, after }).await?;
+        }
+        Ok(())
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

@@ -50,6 +50,19 @@ pub enum Advice {
 }
 
 impl Advice {
+    /// The labels of all kinds, for series that exist from the start.
+    pub const LABELS: [&str; 4] = ["expired", "retire", "only_old_matches", "expires"];
+
+    /// The metrics' label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Retire { .. } => "retire",
+            Self::OnlyOldMatches(_) => "only_old_matches",
+            Self::Expires { .. } => "expires",
+        }
+    }
+
     /// Whether requests will be refused unless somebody acts.
     pub fn is_warning(&self) -> bool {
         match self {

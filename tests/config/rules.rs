@@ -1,9 +1,10 @@
 //! One test line per rule: what is wrong, and where it is said to be.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use countersign::config::ReplayGuard;
-use countersign::forward::{Schedule, StatusPattern};
+use countersign::forward::{By, Concurrency, OnDead, Order, Schedule, StatusPattern};
 use http::Method;
 
 use crate::support::{accepted, check, destination, parse, problems, section, source};
@@ -360,10 +361,21 @@ fn the_rest_of_sources() {
         "ack = { content_type = \"a\\nb\" }",
         "2:24: error: source[0].ack.content_type: `a\\nb` cannot be used: failed to parse header value",
     );
-    check("mode = \"sync\"", "2:8: error: source[0].mode: the mode `sync` is not available in this version");
     check(
         "sync_deadline = \"2s\"",
-        "2:17: error: source[0].sync_deadline: `sync_deadline` is not available in this version",
+        "2:17: error: source[0].sync_deadline: `sync_deadline` has no effect without `mode = \"sync\"`",
+    );
+    check(
+        "mode = \"sink\"\nsync_deadline = \"2s\"",
+        "2:8: error: source[0].mode: `sink` is not a choice here",
+    );
+    check(
+        "mode = \"sync\"\nsync_deadline = \"2251ms\"",
+        "3:17: error: source[0].sync_deadline: `sync_deadline` of 2251ms leaves too little of `listen.ack_deadline`, 2500ms, for the answer",
+    );
+    check(
+        "mode = \"sync\"\nsync_deadline = \"0s\"",
+        "3:17: error: source[0].sync_deadline: `0s` cannot be used: it must be from 1ms to 4999ms",
     );
     check(
         "on_missing_id = \"ignore\"",
@@ -454,21 +466,27 @@ fn destinations() {
     check("concurrency = 0", "2:15: error: destination[0].concurrency: 0 is out of range");
     check("concurrency = 1025", "2:15: error: destination[0].concurrency: 1025 is out of range");
     check(
-        "concurrency = \"adaptive\"",
-        "2:15: error: destination[0].concurrency: `adaptive` is not available in this version",
+        "concurrency = \"some\"",
+        "2:15: error: destination[0].concurrency: this is not a number of attempts",
     );
+    check(
+        "concurrency = { adaptive = 2000 }",
+        "2:28: error: destination[0].concurrency.adaptive: 2000 is out of range",
+    );
+    check("concurrency = {}", "2:15: error: destination[0].concurrency.adaptive: `adaptive` is missing");
     check("breaker = \"on\"", "2:11: error: destination[0].breaker: `on` is not a choice here");
     check("breaker = { failures = 0 }", "2:24: error: destination[0].breaker.failures: 0 is out of range");
     check(
         "breaker = { probe_after = \"10m\", probe_max = \"5m\" }",
         "2:46: error: destination[0].breaker.probe_max: the longest pause is shorter than the first one",
     );
-    for order in ["\"strict\"", "{ key = \"/data/site_id\" }"] {
-        check(
-            &format!("order = {order}"),
-            "2:9: error: destination[0].order: an order of deliveries is not available in this version",
-        );
-    }
+    check("order = \"random\"", "2:9: error: destination[0].order: `random` is not a choice here");
+    check(
+        "order = { key = \"site_id\" }",
+        "2:17: error: destination[0].order.key: `site_id` cannot be used: it does not say where to look",
+    );
+    check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
+    check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
     for key in ["template", "content_type", "method"] {
         check(
             &format!("{key} = \"x\""),
@@ -482,6 +500,82 @@ fn destinations() {
         &second("name = \"c\"\nurl = \"http://a/\""),
         "10:8: warning: destination[1].name: no source forwards to this destination",
     );
+}
+
+#[test]
+fn concurrency_and_order_are_what_the_file_says() {
+    let read = |line: &str| (*accepted(&destination(line)).destinations[0]).clone();
+    let bound = |bound| Concurrency::Adaptive(NonZeroUsize::new(bound).unwrap());
+    assert_eq!(read("concurrency = \"adaptive\"").concurrency, bound(256));
+    assert_eq!(read("concurrency = { adaptive = 64 }").concurrency, bound(64));
+    assert_eq!(read("concurrency = 7").concurrency, Concurrency::Fixed(NonZeroUsize::new(7).unwrap()));
+
+    let order = |line: &str| read(line).order.map(|order| (*order).clone());
+    let by = |place: &str, on_dead| Some(Order::new(By::Value(place.parse().unwrap()), on_dead));
+    assert_eq!((order(""), order("order = \"none\"")), (None, None));
+    assert_eq!(order("order = \"strict\""), Some(Order::new(By::Strict, OnDead::Park)));
+    let pointer = "order = { key = \"/data/site_id\" }";
+    assert_eq!(order(pointer), by("json:/data/site_id", OnDead::Park));
+    assert_eq!(
+        order(&format!("{pointer}\non_dead = \"continue\"")),
+        by("json:/data/site_id", OnDead::Continue)
+    );
+    assert_eq!(order("order = { key = \"header:X-Site\" }"), by("header:x-site", OnDead::Park));
+}
+
+#[test]
+fn how_the_gateway_proves_itself_to_a_backend() {
+    let line = "auth = { basic = { user = \"gate\", password = { value = \"way:1\" } } }";
+    let headers = accepted(&destination(line)).destinations[0].headers.clone();
+    assert_eq!(headers.len(), 1);
+    assert_eq!(
+        (headers[0].0.as_str(), headers[0].1.as_bytes()),
+        ("authorization", &b"Basic Z2F0ZTp3YXk6MQ=="[..])
+    );
+    assert!(headers[0].1.is_sensitive());
+    let check = |line: &str, problem: &str| check(&destination(line), problem);
+    check(
+        &format!("headers = {{ authorization = \"x\" }}\n{line}"),
+        "3:8: error: destination[0].auth: `headers` sets `Authorization` as well",
+    );
+    check("auth = {}", "2:8: error: destination[0].auth.basic: `basic` is missing");
+    check(
+        "auth = { basic = { user = \"a:b\", password = { value = \"way\" } } }",
+        "2:27: error: destination[0].auth.basic.user: a user name has neither a colon nor control characters",
+    );
+    check(
+        "auth = { basic = { user = \"a\", password = { env = \"NONE\" } } }",
+        "2:51: error: destination[0].auth.basic.password.env: the environment variable `NONE` is not set",
+    );
+    check(
+        "tls = {}",
+        "2:7: error: destination[0].tls: `tls` has no effect: the URL does not begin with `https://`",
+    );
+    let tls = |lines: &str| destination(&format!("url = \"https://127.0.0.1/\"\ntls = {{ {lines} }}"));
+    let check = |lines: &str, problem: &str| crate::support::check(&tls(lines), problem);
+    check("ca = \"/dev/null\"", "3:14: error: destination[0].tls.ca: it holds no certificate in PEM form");
+    check(
+        "ca = \"/nowhere.pem\"",
+        "3:14: error: destination[0].tls.ca: /nowhere.pem cannot be read: No such file or directory (os error 2)",
+    );
+    let fresh = || rcgen::generate_simple_self_signed(vec!["gate".to_owned()]).unwrap();
+    let (one, other, directory) = (fresh(), fresh(), tempfile::tempdir().unwrap());
+    let write = |name: &str, pem: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let cert = write("cert.pem", one.cert.pem());
+    let key = write("key.pem", one.signing_key.serialize_pem());
+    let wrong = write("other.pem", other.signing_key.serialize_pem());
+    let alone = "3:16: error: destination[0].tls.cert: a client certificate is `cert` and `key`";
+    check(&format!("cert = \"{cert}\""), alone);
+    let found = problems(&parse(&tls(&format!("cert = \"{cert}\", key = \"{wrong}\""))));
+    let problem = "error: destination[0].tls.key: the key cannot be used with `cert`";
+    assert!(found.len() == 1 && found[0].contains(problem), "{found:?}");
+    let own = accepted(&tls(&format!("ca = \"{cert}\", cert = \"{cert}\", key = \"{key}\"")));
+    let own = &own.destinations[0].tls;
+    assert_eq!((own.authorities.len(), own.identity.as_ref().unwrap().chain.len()), (1, 1));
 }
 
 #[test]
@@ -656,4 +750,25 @@ fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
         accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
         0
     );
+}
+
+#[test]
+fn a_source_in_sync_mode_waits_for_one_backend_within_the_answers_deadline() {
+    let deadline = |text: &str| accepted(text).sources[0].sync_deadline;
+    assert_eq!(deadline(&source("")), None);
+    assert_eq!(deadline(&source("mode = \"async\"")), None);
+    assert_eq!(deadline(&source("mode = \"sync\"")), Some(Duration::from_secs(2)));
+    let own = source("mode = \"sync\"\nsync_deadline = \"2250ms\"");
+    assert_eq!(deadline(&own), Some(Duration::from_millis(2_250)));
+    // The default needs room, too.
+    let short = source("mode = \"sync\"\n[listen]\nack_deadline = \"2s\"");
+    assert!(
+        problems(&parse(&short)).iter().any(|problem| problem.contains("`listen.ack_deadline`, 2s")),
+        "{short}"
+    );
+    let several = "source = [{ name = \"a\", provider = \"hostwares\", secrets = [{ env = \"SET\" }], to = [\"b\", \"c\"], mode = \"sync\" }]\n\
+        destination = [{ name = \"b\", url = \"http://b.example/\" }, { name = \"c\", url = \"http://c.example/\" }]";
+    let found = problems(&parse(several));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("source[0].mode: the source has several destinations"), "{found:?}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign::clock::{Clock, later};
 use countersign::dispatch::LaneState;
-use countersign::forward::{BreakerPolicy, Outcome, Progress};
+use countersign::forward::{BreakerPolicy, Concurrency, Outcome, Progress};
 use countersign::store::Outlet;
 use countersign::units::Rate;
 use http::HeaderValue;
@@ -86,7 +86,7 @@ async fn new_forwards_do_not_wait_for_the_pause_of_failed_ones() {
 async fn an_open_breaker_stops_attempts_and_one_probe_closes_it() {
     let backend = Backend::first(vec![Reply::status(500); 4]).await;
     let mut to = destination("legacy", &backend.url("/"));
-    to.concurrency = NonZeroUsize::MIN;
+    to.concurrency = Concurrency::Fixed(NonZeroUsize::MIN);
     let pause = Duration::from_millis(50);
     to.breaker = Some(BreakerPolicy { failures: 3, probe_after: pause, probe_max: Duration::from_secs(2) });
     let gateway = Gateway::start([to]);
@@ -274,7 +274,7 @@ async fn new_settings_take_effect_without_a_restart() {
     eventually("the old backend is busy", || old.count() == 4).await;
 
     let mut changed = destination("legacy", &new.url("/"));
-    changed.concurrency = NonZeroUsize::new(6).unwrap();
+    changed.concurrency = Concurrency::Fixed(NonZeroUsize::new(6).unwrap());
     changed.headers.push(("x-api-key".parse().unwrap(), HeaderValue::from_static("k")));
     gateway.lanes.apply(&[Arc::new(changed), Arc::new(destination("added", &new.url("/")))]);
     eventually("the two new places empty the lane", || gateway.delivered() == 6).await;

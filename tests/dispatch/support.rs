@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use countersign::clock::{Clock, Timestamp};
-use countersign::config::Destination;
+use countersign::config::{BackendTls, Destination};
 use countersign::delivery::{Delivery, Verification};
 use countersign::dispatch::Lanes;
-use countersign::forward::{Input, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step};
+use countersign::forward::{
+    Concurrency, Input, Order, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step,
+};
 use countersign::id::Id;
 use countersign::metrics::Metrics;
 use countersign::store::{
@@ -40,6 +42,7 @@ impl Row {
             attempt,
             pending_since: self.pending_since,
             replay: self.replay,
+            waited: Duration::ZERO,
         }
     }
 
@@ -163,6 +166,10 @@ impl Store for MemoryStore {
             }
         }
         Ok(count)
+    }
+
+    async fn arrange(&self, _: &str, _: Option<Arc<Order>>) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {
@@ -325,7 +332,9 @@ pub(crate) fn destination(name: &str, url: &str) -> Destination {
         allow_private: true,
         timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(10),
-        concurrency: NonZeroUsize::new(4).unwrap(),
+        tls: BackendTls::default(),
+        concurrency: Concurrency::Fixed(NonZeroUsize::new(4).unwrap()),
+        order: None,
         rate: None,
         retry: retry(),
         breaker: None,

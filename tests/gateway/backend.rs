@@ -31,6 +31,10 @@ impl Got {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reply {
     Status(u16),
+    /// These bytes, and then the next request.
+    Raw(&'static str),
+    /// These bytes, and then the end of the connection.
+    Last(&'static str),
     /// Never.
     Hang,
 }
@@ -97,6 +101,16 @@ fn serve(stream: TcpStream, seen: &Mutex<Vec<Got>>, script: &Script) {
                 if writer.write_all(answer.as_bytes()).is_err() {
                     return;
                 }
+            }
+            Reply::Raw(answer) => {
+                if writer.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+            Reply::Last(answer) => {
+                let _ = writer.write_all(answer.as_bytes());
+                let _ = writer.shutdown(std::net::Shutdown::Both);
+                return;
             }
             Reply::Hang => loop {
                 thread::park();

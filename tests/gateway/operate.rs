@@ -1,12 +1,14 @@
 //! Promise: operators see the truth, and can change what is configured without losing a request.
 
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
 use crate::sender::{body, every_provider};
-use crate::support::{Gateway, countersign, eventually, run};
+use crate::support::{Gateway, countersign, eventually, run, write_config};
 
 #[test]
 fn the_books_balance() {
@@ -34,6 +36,53 @@ fn the_books_balance() {
     let delivered = "countersign_forward_attempts_total{destination=\"legacy\",outcome=\"delivered\"}";
     assert_eq!(gateway.metric(delivered), Some(3.0));
     assert_eq!(gateway.metric("countersign_forward_dead{destination=\"legacy\"}"), Some(1.0));
+
+    // Where nothing is under way, nothing is missing: also after who hung up, after what nobody knows, and after a restart.
+    let half = [
+        &b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n"[..],
+        b"Content-Length: 9\r\nstripe-signature: t=1,v1=00\r\n\r\n1",
+    ];
+    drop(TcpStream::connect(gateway.listen).and_then(|mut stream| stream.write_all(&half.concat())));
+    assert_eq!(Post { target: "/nowhere".to_owned(), ..forged }.send(gateway.listen).status, 404);
+    let balanced = |gateway: &Gateway| {
+        for equation in ["requests", "forwards"] {
+            let series = format!("countersign_conservation_imbalance{{equation=\"{equation}\"}}");
+            gateway.eventually_metric(&series, 0.0);
+        }
+    };
+    balanced(&gateway);
+    let received = |gateway: &Gateway, source| {
+        gateway.metric(&format!("countersign_ingest_received_total{{source=\"{source}\"}}")).unwrap()
+    };
+    assert!((9.0..=10.0).contains(&received(&gateway, "stripe")));
+    let forwards = |gateway: &Gateway| {
+        [
+            "created_total{",
+            "settled_total{state=\"delivered\",",
+            "settled_total{state=\"dead\",",
+            "requeued_total{",
+        ]
+        .map(|series| {
+            let (name, labels) = series.split_once('{').unwrap();
+            let labels: Vec<_> = ["destination=\"legacy\""]
+                .into_iter()
+                .chain(labels.split(',').filter(|label| !label.is_empty()))
+                .collect();
+            gateway.metric(&format!("countersign_forward_{name}{{{}}}", labels.join(","))).unwrap()
+        })
+    };
+    assert_eq!(forwards(&gateway), [4.0, 3.0, 1.0, 0.0]);
+    let gateway = gateway.kill_and_restart();
+    balanced(&gateway);
+    // A provider's "redeliver": the forward is dead, pending and dead again.
+    assert_eq!(
+        Post::signed("stripe", "/webhooks/stripe", "dies", "x", &body("dies")).send(gateway.listen).status,
+        200
+    );
+    gateway
+        .eventually_metric("countersign_forward_settled_total{destination=\"legacy\",state=\"dead\"}", 1.0);
+    assert_eq!(forwards(&gateway), [0.0, 0.0, 1.0, 1.0]);
+    balanced(&gateway);
 }
 
 #[test]
@@ -218,6 +267,14 @@ fn status_tells_which_secrets_are_used_and_what_to_do_about_them() {
         gateway.metric(&format!("countersign_verify_secret_uses_total{{secret=\"{secret}\",source=\"gh\"}}"))
     };
     assert_eq!((uses("new"), uses("old")), (Some(0.0), Some(1.0)));
+    let advice = |secret: &str, advice: &str| {
+        let labels = format!("advice=\"{advice}\",secret=\"{secret}\",source=\"gh\"");
+        gateway.metric(&format!("countersign_verify_secret_advice{{{labels}}}"))
+    };
+    assert_eq!(
+        [advice("new", "only_old_matches"), advice("new", "retire"), advice("old", "only_old_matches")],
+        [Some(1.0), Some(0.0), Some(0.0)]
+    );
     let admin = format!("http://{}", gateway.admin);
     let text = String::from_utf8(run(&["status", "--admin", &admin]).stdout).unwrap();
     assert!(text.contains("WARNING: new: not used yet, only old matches"), "{text}");
@@ -230,4 +287,37 @@ fn status_tells_which_secrets_are_used_and_what_to_do_about_them() {
         "{secrets}"
     );
     assert!(secrets[1]["last_used_at"].is_string(), "{secrets}");
+
+    // An alert must not go on about a secret that has been taken back.
+    gateway.rewrite(&without_the_new_secret(&backend));
+    assert_eq!(run(&["reload", "--admin", &admin]).status.code(), Some(0));
+    assert_eq!([advice("new", "only_old_matches"), advice("old", "only_old_matches")], [None, Some(0.0)]);
+}
+
+fn without_the_new_secret(backend: &Backend) -> String {
+    format!(
+        "[[source]]\nname = \"gh\"\nprovider = \"github\"\nto = [\"legacy\"]\n\
+         secrets = [{{ name = \"old\", value = \"{SECRET}\" }}]\n\
+         [[destination]]\nname = \"legacy\"\nurl = \"{}\"\n",
+        backend.url()
+    )
+}
+
+#[test]
+fn the_metrics_tell_readiness_and_how_near_the_disk_is_to_its_reserve() {
+    let backend = Backend::accepting();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    write_config(directory.path(), &every_provider(&backend));
+    let file = directory.path().join("countersign.toml");
+    let shown = |reserve: &str| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let key = text.lines().find(|line| line.starts_with("store.disk_reserve")).unwrap();
+        std::fs::write(&file, text.replace(key, &format!("store.disk_reserve = \"{reserve}\""))).unwrap();
+        let gateway = Gateway::start_in(Arc::clone(&directory), |_| ());
+        let metric = |name: &str| gateway.metric(&format!("countersign_{name}")).unwrap();
+        let near = metric("store_disk_free_bytes") < metric("store_disk_reserve_bytes");
+        (gateway.admin_get("/readyz").0, metric("ready"), near)
+    };
+    assert_eq!(shown("1MiB"), (200, 1.0, false));
+    assert_eq!(shown("900TiB"), (503, 0.0, true));
 }

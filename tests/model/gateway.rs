@@ -63,6 +63,7 @@ impl Gateway {
             let ingest = Ingest::new(
                 &config,
                 store.clone(),
+                lanes.clone(),
                 Arc::new(Quarantine::none(&metrics)),
                 clock,
                 metrics.clone(),

@@ -155,7 +155,7 @@ async fn an_altered_table_is_refused_and_its_rows_can_be_salvaged() {
 async fn what_operators_change_is_not_salvaged() {
     let (added, mapped) = (
         "INSERT INTO forward SELECT delivery, 'by_hand', state, due_at, attempts, pending_since, replay, settled_at,
-             last_outcome FROM forward LIMIT 1",
+             last_outcome, waited FROM forward LIMIT 1",
         "PRAGMA journal_mode = DELETE; PRAGMA auto_vacuum = FULL; VACUUM",
     );
     for change in [added, mapped] {

@@ -28,9 +28,13 @@ pub(crate) async fn a_lease_counts_the_attempt(bench: Bench) {
     let lease = bench.leased_one("a", at(5)).await;
     assert_eq!((lease.delivery.id, lease.attempt, lease.replay), (id, 1, false));
     assert_eq!((&*lease.destination, lease.pending_since), ("a", at(0)));
-    bench.settle(&lease, waiting(at(6), 1), at(5)).await;
-    let lease = bench.leased_one("a", at(6)).await;
+    assert_eq!(lease.waited.as_secs(), 5, "it was due all the time");
+    bench.settle(&lease, waiting(at(16), 1), at(5)).await;
+    let lease = bench.leased_one("a", at(16)).await;
     assert_eq!((lease.attempt, lease.pending_since), (2, at(0)));
+    assert_eq!(lease.waited.as_secs(), 5, "the pause of a retry is its own");
+    bench.settle(&lease, waiting(at(20), 2), at(16)).await;
+    assert_eq!(bench.leased_one("a", at(27)).await.waited.as_secs(), 12);
 }
 
 pub(crate) async fn a_forward_is_leased_once_at_a_time(bench: Bench) {

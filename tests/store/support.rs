@@ -10,7 +10,7 @@ use bytes::Bytes;
 use countersign::clock::{Moment, Steady, Timestamp, later};
 use countersign::dedup::Keys;
 use countersign::delivery::Received;
-use countersign::forward::Progress;
+use countersign::forward::{Order, Progress};
 use countersign::id::Id;
 use countersign::secret::Secret;
 use countersign::store::{Accepted, Arrival, AttemptRecord, Depth, Lease, Outlet, Settlement, Slot, Store};
@@ -103,11 +103,21 @@ pub(crate) struct Lanes {
     places: Mutex<BTreeMap<String, Arc<Semaphore>>>,
     dispatched: Mutex<Vec<(Lease, Slot)>>,
     woken: Mutex<Vec<String>>,
+    orders: Mutex<BTreeMap<String, Arc<Order>>>,
 }
 
 impl Lanes {
     pub(crate) fn open(&self, destination: &str, places: usize) {
         self.places.lock().unwrap().insert(destination.to_owned(), Arc::new(Semaphore::new(places)));
+    }
+
+    /// Has the forwards of a destination wait for each other, or not.
+    pub(crate) fn set_order(&self, destination: &str, order: Option<Arc<Order>>) {
+        let mut orders = self.orders.lock().unwrap();
+        match order {
+            Some(order) => orders.insert(destination.to_owned(), order),
+            None => orders.remove(destination),
+        };
     }
 
     /// What has been dispatched, once it is `count`: the store answers before it dispatches.
@@ -135,6 +145,10 @@ impl Outlet for Lanes {
 
     fn wake(&self, destination: &str) {
         self.woken.lock().unwrap().push(destination.to_owned());
+    }
+
+    fn order(&self, destination: &str) -> Option<Arc<Order>> {
+        self.orders.lock().unwrap().get(destination).cloned()
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{Lane, State};
 use crate::clock::later;
 use crate::dispatch::attempt;
-use crate::forward::Pass;
+use crate::forward::{Order, Pass};
 use crate::store::{Slot, Store, StoreError};
 
 /// A lane looks into the store at least this often: a forward that another gateway gave back makes no noise.
@@ -31,6 +31,21 @@ impl Lane {
             if rein_in_at.is_some_and(|at| at <= Instant::now()) {
                 let done = self.rein_in(&*store).await;
                 rein_in_at = (!done).then(|| Instant::now() + TROUBLE_REST.1);
+            }
+            match self.arrange(&*store).await {
+                Ok(()) => {}
+                Err(StoreError::Latched(_) | StoreError::Closed) => return,
+                Err(
+                    error @ (StoreError::Busy
+                    | StoreError::DiskFull
+                    | StoreError::Unreachable(_)
+                    | StoreError::Read(_)),
+                ) => {
+                    tracing::warn!(destination = %self.name, %error, "bringing forwards into order failed");
+                    self.rest(trouble).await;
+                    trouble = (trouble * 2).min(TROUBLE_REST.1);
+                    continue;
+                }
             }
             let Some(mut slots) = self.acquire().await else { return };
             let waits = match self.turn(slots.num_permits()) {
@@ -79,6 +94,29 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// At the start, and after a reload that changes it: brings what waits into the destination's order.
+    async fn arrange(&self, store: &dyn Store) -> Result<(), StoreError> {
+        while let Some(order) = self.unarranged() {
+            store.arrange(&self.name, order.clone()).await?;
+            self.arranged(order.as_ref());
+        }
+        Ok(())
+    }
+
+    /// The order to bring it into. It is in force from here on, and changes at no other time: while nothing is leased.
+    fn unarranged(&self) -> Option<Option<Arc<Order>>> {
+        let mut state = self.lock();
+        state.order = state.destination.order.clone();
+        state.unarranged.then(|| state.order.clone())
+    }
+
+    /// What waits is in this order.
+    pub(super) fn arranged(&self, order: Option<&Arc<Order>>) {
+        let mut state = self.lock();
+        // Unless a reload has changed it again.
+        state.unarranged = state.destination.order.as_ref() != order;
     }
 
     /// An earlier run whose clock stood ahead of ours wrote down due times that may lie days ahead. False when the store
@@ -172,11 +210,11 @@ impl Lane {
 
     async fn rest(&self, time: Duration) {
         let endpoint = Arc::clone(&self.lock().endpoint);
-        endpoint.prune();
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = self.poke.notified() => {}
             () = sleep(time.min(REST_MAX)) => {}
+            () = endpoint.prune() => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use deadpool_postgres::Object;
 use tokio::sync::oneshot;
@@ -10,11 +11,12 @@ use uuid::Uuid;
 
 use super::batch::Job;
 use super::error::Trouble;
+use super::order::HELD;
 use super::row::{self, Prepared, uuid};
-use super::{Inner, connect};
+use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::dedup::Key;
-use crate::store::sqlite::Change;
+use crate::store::sqlite::{Change, Entry};
 use crate::store::{Accepted, Arrival, Lease, Slot, StoreError};
 
 /// Every key is inserted, or its row locked until the end, where a claim that has not expired is there: the next statement
@@ -52,23 +54,39 @@ const STORE: &str = "
             $20::bytea[], $21::bytea[]) AS d(id)
         WHERE d.id IN (SELECT id FROM stored)
         ON CONFLICT (id) DO NOTHING
+    ), ranked AS MATERIALIZED (
+        SELECT f.*, s.now, l.last, row_number() OVER (PARTITION BY f.destination, f.order_key ORDER BY f.n) AS rank
+        FROM unnest($22::uuid[], $23::text[], $24::boolean[], $26::text[], $27::bigint[]) WITH ORDINALITY
+            AS f(delivery, destination, taken, order_key, arrival, n)
+        JOIN stored s ON s.id = f.delivery
+        CROSS JOIN LATERAL (SELECT max(o.arrival) AS last FROM countersign.ordered o
+            WHERE o.destination = f.destination AND o.order_key = f.order_key) l
+    ), placed AS (
+        INSERT INTO countersign.ordered (destination, order_key, arrival, delivery)
+        SELECT destination, order_key, greatest(arrival, last + 1) + rank, delivery FROM ranked
+        WHERE order_key IS NOT NULL
+        ON CONFLICT (delivery, destination) DO NOTHING
+    ), turned AS MATERIALIZED (
+        SELECT *, order_key IS NULL OR last IS NULL AND rank = 1 AS is_first FROM ranked
     ), forwarded AS (
         INSERT INTO countersign.forward (delivery, destination, state, due_at, attempts, pending_since, replay, held_by,
             held_since)
-        SELECT f.delivery, f.destination, CASE WHEN f.taken THEN 'in_flight' ELSE 'waiting' END, s.now, f.taken::integer,
-            s.now, false, CASE WHEN f.taken THEN $25::uuid END, CASE WHEN f.taken THEN clock_timestamp() END
-        FROM unnest($22::uuid[], $23::text[], $24::boolean[]) AS f(delivery, destination, taken)
-        JOIN stored s ON s.id = f.delivery
+        SELECT delivery, destination, CASE WHEN taken AND is_first THEN 'in_flight' ELSE 'waiting' END,
+            now + CASE WHEN is_first THEN 0 ELSE $28::bigint END, (taken AND is_first)::integer, now, false,
+            CASE WHEN taken AND is_first THEN $25::uuid END, CASE WHEN taken AND is_first THEN clock_timestamp() END
+        FROM turned
         ON CONFLICT (delivery, destination) DO NOTHING
+        RETURNING delivery, destination, state
     ), revived AS (
         UPDATE countersign.forward f
-        SET state = 'waiting', due_at = j.now, attempts = 0, pending_since = j.now, replay = true, settled_at = NULL
+        SET state = 'waiting', due_at = j.now, attempts = 0, pending_since = j.now, waited = 0, replay = true, settled_at = NULL
         FROM judged j
         WHERE j.revive AND j.id_first <> j.id AND f.delivery = j.id_first AND f.state = 'dead'
         RETURNING f.delivery, f.destination
     )
     SELECT j.id, j.id_first, j.first_digest, j.guard_first, j.id IN (SELECT id FROM stored),
-        ARRAY(SELECT r.destination FROM revived r WHERE r.delivery = j.id_first)
+        ARRAY(SELECT r.destination FROM revived r WHERE r.delivery = j.id_first),
+        ARRAY(SELECT f.destination FROM forwarded f WHERE f.delivery = j.id AND f.state = 'in_flight')
     FROM judged j";
 
 /// The deadline must not end a wait for a standby: the commit would be answered as if it had been confirmed there.
@@ -98,6 +116,8 @@ impl Job for Accept {
 struct Forward {
     destination: Arc<str>,
     slot: Option<Slot>,
+    /// Where the destination has an order.
+    key: Option<String>,
 }
 
 struct Planned {
@@ -110,6 +130,8 @@ struct Verdict {
     accepted: Accepted,
     /// Lanes whose dead forwards have come back.
     revived: Vec<Arc<str>>,
+    /// Lanes whose place is used: it is the forward's turn.
+    in_flight: Vec<String>,
 }
 
 impl Inner {
@@ -168,10 +190,13 @@ impl Inner {
         destinations.dedup();
         let alive = self.holds_lease();
         let forwards = destinations.into_iter().map(|destination| {
+            let order = self.outlet.order(&destination);
+            let key = order.map(|order| order.key(job.arrival.verified.delivery()));
             let slot = if alive { self.outlet.reserve(&destination) } else { None };
-            Forward { destination, slot }
+            Forward { destination, slot, key }
         });
-        Planned { forwards: forwards.collect(), job }
+        let forwards: Vec<_> = forwards.collect();
+        Planned { job, forwards }
     }
 
     async fn commit(&self, planned: &[Planned]) -> Result<HashMap<Uuid, Verdict>, Trouble> {
@@ -204,26 +229,36 @@ impl Inner {
         self.depths.apply(changes);
         let delivery = Arc::clone(delivery);
         if stored {
-            for forward in forwards.iter().filter(|forward| forward.slot.is_some()) {
-                self.held.add(delivery.id, &forward.destination);
+            for forward in &forwards {
+                Entry::Created.count(&forward.destination, &self.metrics);
+                if verdict.in_flight.iter().any(|destination| **destination == *forward.destination) {
+                    self.held.add(delivery.id, &forward.destination);
+                }
             }
         }
         // A caller that has stopped waiting changes nothing: what was committed stays.
         let _ = job.reply.send(Ok(verdict.accepted));
-        for Forward { destination, slot } in forwards {
+        for Forward { destination, slot, .. } in forwards {
             match slot {
-                Some(slot) if stored => {
-                    let (delivery, destination) = (Arc::clone(&delivery), destination);
-                    let lease =
-                        Lease { delivery, destination, attempt: 1, pending_since: now, replay: false };
+                Some(slot) if verdict.in_flight.iter().any(|taken| **taken == *destination) => {
+                    let lease = Lease {
+                        delivery: Arc::clone(&delivery),
+                        destination,
+                        attempt: 1,
+                        pending_since: now,
+                        waited: Duration::ZERO,
+                        replay: false,
+                    };
                     self.outlet.dispatch(lease, slot);
                 }
+                // It was not needed, or it is another's turn.
                 Some(_) => {}
                 // Whoever was refused a place waits to be told that it may look again.
                 None => self.outlet.wake(&destination),
             }
         }
         for destination in verdict.revived {
+            Entry::Requeued.count(&destination, &self.metrics);
             self.outlet.wake(&destination);
         }
     }
@@ -294,8 +329,26 @@ async fn send(client: &Object, planned: &[Planned], holder: Uuid) -> Result<Hash
     let destinations: Vec<&str> = each.iter().map(|(_, forward)| &*forward.destination).collect();
     let taken: Vec<bool> = each.iter().map(|(_, forward)| forward.slot.is_some()).collect();
 
+    let order_keys: Vec<Option<&str>> = each.iter().map(|(_, forward)| forward.key.as_deref()).collect();
+    let arrivals: Vec<i64> = planned
+        .iter()
+        .flat_map(|planned| {
+            let wall = planned.job.arrival.at.wall.as_millisecond() << 10;
+            planned.forwards.iter().map(move |_| wall)
+        })
+        .collect();
+    let ordered =
+        each.iter().filter_map(|(_, forward)| Some((&*forward.destination, forward.key.as_deref()?)));
+    let locks: Vec<i64> = ordered.map(|(destination, key)| order::lock_of(destination, key)).collect();
+    let lock = client.prepare_cached(order::LOCK).await?;
+    let lock_values: [&(dyn ToSql + Sync); 1] = [&locks];
+    let in_turn = async {
+        // Of those of one key, from whichever gateways, each has to see those before it.
+        if locks.is_empty() { Ok(Vec::new()) } else { client.query(&lock, &lock_values).await }
+    };
+
     let claims: [&(dyn ToSql + Sync); 5] = [&keys, &key_ids, &key_digests, &claimed_at, &claimed_until];
-    let rows: [&(dyn ToSql + Sync); 25] = [
+    let rows: [&(dyn ToSql + Sync); 28] = [
         &ids,
         &id_keys,
         &guard_keys,
@@ -321,18 +374,23 @@ async fn send(client: &Object, planned: &[Planned], holder: Uuid) -> Result<Hash
         &destinations,
         &taken,
         &holder,
+        &order_keys,
+        &arrivals,
+        &HELD,
     ];
     // All of it leaves at once; where one fails, those behind it do, and the commit is a rollback.
-    let (begun, claimed, rows, patient, committed) = tokio::join!(
+    let (begun, claimed, locked, rows, patient, committed) = tokio::join!(
         biased;
         client.batch_execute("BEGIN"),
         client.execute(&claim, &claims),
+        in_turn,
         client.query(&store, &rows),
         client.batch_execute(NO_DEADLINE),
         client.batch_execute("COMMIT"),
     );
     begun?;
     claimed?;
+    locked?;
     let rows = rows?;
     patient?;
     committed?;
@@ -350,6 +408,7 @@ fn verdict(row: &tokio_postgres::Row, digests: &HashMap<Uuid, &[u8]>) -> Result<
     let first_digest: Option<&[u8]> = row.try_get(2)?;
     let stored: bool = row.try_get(4)?;
     let revived: Vec<String> = row.try_get(5)?;
+    let in_flight: Vec<String> = row.try_get(6)?;
     let accepted = match (stored, id_first, guard_first) {
         (true, _, _) => Accepted::Stored,
         // The id first: a repetition of the same bytes under the same id is a duplicate, not a replay.
@@ -359,13 +418,13 @@ fn verdict(row: &tokio_postgres::Row, digests: &HashMap<Uuid, &[u8]>) -> Result<
         (false, _, Some(first)) if first != id => Accepted::Replay { first: row::id(first) },
         (false, _, _) => return Err(Trouble::Own("a claim was neither made nor found".to_owned())),
     };
-    Ok((id, Verdict { accepted, revived: revived.into_iter().map(Arc::from).collect() }))
+    Ok((id, Verdict { accepted, revived: revived.into_iter().map(Arc::from).collect(), in_flight }))
 }
 
 /// Brings the dead forwards of a delivery back.
 const REVIVE: &str = "
     UPDATE countersign.forward
-    SET state = 'waiting', due_at = $2, attempts = 0, pending_since = $2, replay = true, settled_at = NULL
+    SET state = 'waiting', due_at = $2, attempts = 0, pending_since = $2, waited = 0, replay = true, settled_at = NULL
     WHERE delivery = $1 AND state = 'dead'
     RETURNING destination";
 
@@ -382,6 +441,7 @@ impl Inner {
         self.depths.apply(revived.iter().map(|destination| pending(destination, now, -1)).collect());
         drop(changing);
         for destination in &revived {
+            Entry::Requeued.count(destination, &self.metrics);
             self.outlet.wake(destination);
         }
         Ok(revived.len() as u64)

@@ -40,6 +40,7 @@ CREATE TABLE countersign.forward (
     last_outcome  text,
     held_by       uuid,        -- the gateway that attempts it
     held_since    timestamptz,
+    waited        bigint NOT NULL DEFAULT 0, -- milliseconds that it was due and could not be attempted
     PRIMARY KEY (delivery, destination)
 ) WITH (fillfactor = 85);
 -- Leases, the next due time and depths: only what is pending, however much has been delivered.
@@ -50,6 +51,17 @@ CREATE INDEX forward_dead ON countersign.forward (delivery, destination) INCLUDE
 -- Retention; dead letters are not in it.
 CREATE INDEX forward_settled ON countersign.forward (settled_at, delivery, destination)
     WHERE state = 'delivered' OR state = 'cancelled';
+
+-- Of destinations with an order: whose turn comes when. The first of a key is the only one that may be attempted; for as
+-- long as a forward is not the first, its due_at lies 2^50 milliseconds ahead.
+CREATE TABLE countersign.ordered (
+    destination text NOT NULL,
+    order_key   text NOT NULL,   -- what kind of order it is a key of, a colon, and the value
+    arrival     bigint NOT NULL, -- ascends within a key
+    delivery    uuid NOT NULL,
+    PRIMARY KEY (destination, order_key, arrival, delivery)
+);
+CREATE UNIQUE INDEX ordered_forward ON countersign.ordered (delivery, destination);
 
 -- Failures, retries and replays; a first attempt that succeeded has nothing to tell.
 CREATE TABLE countersign.attempt (

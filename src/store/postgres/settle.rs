@@ -1,7 +1,7 @@
 //! Writing the ends of attempts, many in one statement. Only the attempt that is under way, of the gateway that has it, can
 //! end: what was taken over meanwhile is another's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use deadpool_postgres::Object;
@@ -10,11 +10,11 @@ use tokio::sync::oneshot;
 use super::batch::Job;
 use super::error::Trouble;
 use super::row::{text, uuid};
-use super::{Inner, connect};
+use super::{Inner, connect, lease, order};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::dedup::Key;
-use crate::forward::Progress;
-use crate::store::sqlite::Change;
+use crate::forward::{Order, Progress};
+use crate::store::sqlite::{Change, Entry};
 use crate::store::{Settlement, StoreError};
 
 const SETTLE: &str = "
@@ -61,20 +61,29 @@ impl Inner {
     pub(super) async fn settle(self: Arc<Self>, jobs: Vec<Settle>) {
         let changing = self.activity.begin();
         let settled = loop {
-            let (jobs, id) = (&jobs, self.id);
-            let done = connect::on(&self.pool, |client| async move { send(&client, jobs, id).await });
+            let (inner, jobs) = (&self, &jobs);
+            let done = connect::on(&self.pool, |client| async move { inner.write(&client, jobs).await });
             match done.await {
                 Err(Trouble::Again(_)) => {}
                 done => break done,
             }
         };
         match settled {
-            Ok(mut since) => {
+            Ok((mut since, released)) => {
                 let mut changes = Vec::new();
+                for destination in released {
+                    self.outlet.wake(&destination);
+                }
                 for (n, job) in jobs.iter().enumerate() {
                     let settlement = &job.settlement;
                     self.held.remove(settlement.id, &settlement.destination);
-                    changes.extend(since.remove(&n).and_then(|since| change(settlement, since)));
+                    let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
+                        continue;
+                    };
+                    if let Some(entry) = entry(settlement.next) {
+                        entry.count(&settlement.destination, &self.metrics);
+                    }
+                    changes.push(change);
                 }
                 self.depths.apply(changes);
                 for Settle { settlement, reply } in jobs {
@@ -106,6 +115,55 @@ impl Inner {
                 self.look.notify_one();
             }
         }
+    }
+}
+
+impl Inner {
+    /// Writes them, and has the turn of those come that waited for one that is over: of these lanes.
+    async fn write(
+        &self,
+        client: &Object,
+        jobs: &[Settle],
+    ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
+        let orders: Vec<_> = jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
+        if orders.iter().all(Option::is_none) {
+            return Ok((send(client, jobs, self.id).await?, BTreeSet::new()));
+        }
+        client.batch_execute("BEGIN").await?;
+        let done = async {
+            let since = send(client, jobs, self.id).await?;
+            let mut released = BTreeSet::new();
+            for (n, (job, order)) in jobs.iter().zip(&orders).enumerate() {
+                let Settlement { id, destination, .. } = &job.settlement;
+                if let Some(order) = order.as_deref().filter(|_| since.contains_key(&n))
+                    && order::ended(client, order, destination, &[*id]).await? > 0
+                {
+                    released.insert(Arc::clone(destination));
+                }
+            }
+            Ok::<_, Trouble>((since, released))
+        };
+        let done = done.await;
+        lease::end(client, done).await
+    }
+
+    /// The order in which others may wait for this one to be over; `None` when none does.
+    fn turn_of(&self, settlement: &Settlement) -> Option<Arc<Order>> {
+        let order = self.outlet.order(&settlement.destination)?;
+        match settlement.next {
+            Progress::Delivered | Progress::Cancelled => Some(order),
+            Progress::Dead => (!order.parks()).then_some(order),
+            Progress::Waiting { .. } | Progress::InFlight { .. } => None,
+        }
+    }
+}
+
+fn entry(next: Progress) -> Option<Entry> {
+    match next {
+        Progress::Delivered => Some(Entry::Delivered),
+        Progress::Dead => Some(Entry::Dead),
+        Progress::Cancelled => Some(Entry::Cancelled),
+        Progress::Waiting { .. } | Progress::InFlight { .. } => None,
     }
 }
 

@@ -1,20 +1,43 @@
 //! Storing a delivery with its claims and forwards, and bringing dead forwards back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Transaction, params};
 
 use super::claims::{Claim, Claims};
+use super::order::{self, HELD};
 use super::row::Prepared;
 use super::work::{Effects, Work};
 use crate::clock::Timestamp;
+use crate::forward::Order;
 use crate::id::Id;
-use crate::store::{Accepted, Arrival, Lease};
+use crate::store::{Accepted, Arrival, Lease, Outlet};
 
 /// Claims and stores one arrival.
 pub(super) struct Accept {
     pub(super) arrival: Arrival,
     pub(super) prepared: Prepared,
+    /// Of destinations with an order.
+    pub(super) keys: Vec<Key>,
+}
+
+/// What its delivery's key is in a destination's order.
+pub(super) struct Key {
+    destination: Arc<str>,
+    order: Arc<Order>,
+    key: String,
+}
+
+/// The keys of an arrival: bodies are not read by the writer.
+pub(super) fn keys(arrival: &Arrival, outlet: &dyn Outlet) -> Vec<Key> {
+    let key = |destination: &Arc<str>| {
+        let order = outlet.order(destination)?;
+        let key = order.key(arrival.verified.delivery());
+        Some(Key { destination: Arc::clone(destination), order, key })
+    };
+    arrival.destinations.iter().filter_map(key).collect()
 }
 
 impl Work for Accept {
@@ -64,7 +87,26 @@ impl Work for Accept {
 }
 
 impl Accept {
-    /// Stores the forward as in flight when its lane has a place for it, so that the lane need not read it again.
+    /// Puts the forward behind those that it has to wait for; whether there are none.
+    fn is_first(
+        &self,
+        transaction: &Transaction<'_>,
+        destination: &Arc<str>,
+        effects: &Effects<'_>,
+    ) -> rusqlite::Result<bool> {
+        let Some(order) = effects.outlet.order(destination) else { return Ok(true) };
+        let delivery = self.arrival.verified.delivery();
+        let known = self.keys.iter().find(|known| known.destination == *destination && known.order == order);
+        let key = match known {
+            Some(known) => Cow::Borrowed(&known.key),
+            // A reload has changed the order meanwhile.
+            None => Cow::Owned(order.key(delivery)),
+        };
+        order::enqueue(transaction, destination, &key, delivery.id, self.arrival.at.wall)
+    }
+
+    /// Stores the forward as in flight when it is its turn and its lane has a place for it, so that the lane need not read
+    /// it again.
     fn forward(
         &self,
         transaction: &Transaction<'_>,
@@ -73,19 +115,22 @@ impl Accept {
     ) -> rusqlite::Result<()> {
         let delivery = self.arrival.verified.delivery();
         let now = self.arrival.at.steady.time;
-        let slot = effects.outlet.reserve(destination);
+        let first = self.is_first(transaction, destination, effects)?;
+        let slot = if first { effects.outlet.reserve(destination) } else { None };
+        let due_at = now.as_millisecond() + if first { 0 } else { HELD };
         // Counted before sending: a crash mid-send must not grant a free extra attempt.
         let (state, attempts) = if slot.is_some() { ("in_flight", 1) } else { ("waiting", 0) };
         let mut insert = transaction.prepare_cached(
             "INSERT INTO forward (delivery, destination, state, due_at, attempts, pending_since, replay)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?4, 0)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)",
         )?;
         insert.execute(params![
             delivery.id.as_bytes(),
             &**destination,
             state,
+            due_at,
+            attempts,
             now.as_millisecond(),
-            attempts
         ])?;
         effects.pending(destination, now);
         match slot {
@@ -95,13 +140,15 @@ impl Accept {
                     destination: Arc::clone(destination),
                     attempt: attempts,
                     pending_since: now,
+                    waited: Duration::ZERO,
                     replay: false,
                 };
                 effects.dispatches.push((lease, slot));
             }
-            None => {
+            None if first => {
                 effects.wakes.insert(Arc::clone(destination));
             }
+            None => {}
         }
         Ok(())
     }
@@ -134,7 +181,7 @@ fn revive(
 ) -> rusqlite::Result<u64> {
     let mut update = transaction.prepare_cached(
         "UPDATE forward
-         SET state = 'waiting', due_at = ?2, attempts = 0, pending_since = ?2, replay = 1, settled_at = NULL
+         SET state = 'waiting', due_at = ?2, attempts = 0, pending_since = ?2, waited = 0, replay = 1, settled_at = NULL
          WHERE delivery = ?1 AND state = 'dead'
          RETURNING destination",
     )?;

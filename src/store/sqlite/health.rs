@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::directory::beside;
 use super::salvage;
 use super::space::{self, Ballast, Room};
+use crate::metrics::Metrics;
 use crate::store::StoreError;
 
 /// The reserve when none is configured: so much,
@@ -41,6 +42,8 @@ pub(super) struct Health {
     unknown: AtomicBool,
     /// Size of the store's files.
     bytes: AtomicU64,
+    /// What was free at the last look, and below how much nothing is accepted.
+    room: [AtomicU64; 2],
 }
 
 impl Health {
@@ -56,6 +59,7 @@ impl Health {
             full: AtomicBool::new(false),
             unknown: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
+            room: [const { AtomicU64::new(0) }; 2],
         };
         health.look();
         health
@@ -122,6 +126,12 @@ impl Health {
         self.closed.store(true, Ordering::Release);
     }
 
+    fn show(&self, metrics: &Metrics) {
+        for (gauge, seen) in [&metrics.store_disk_free, &metrics.store_disk_reserve].iter().zip(&self.room) {
+            gauge.set(i64::try_from(seen.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        }
+    }
+
     fn look(&self) {
         let bytes =
             ["", "-wal", "-shm"].iter().map(|suffix| space::size_of(&beside(&self.file, suffix))).sum();
@@ -136,7 +146,11 @@ impl Health {
             Ok(Room { total, free }) => {
                 let reserve = self.reserve.unwrap_or_else(|| default_reserve(total));
                 let owed = self.ballast.owed(total);
-                let below = full || free < reserve.saturating_add(owed);
+                let wanted = reserve.saturating_add(owed);
+                for (seen, bytes) in self.room.iter().zip([free, wanted]) {
+                    seen.store(bytes, Ordering::Relaxed);
+                }
+                let below = full || free < wanted;
                 if !below {
                     self.ballast.keep(owed);
                 }
@@ -163,12 +177,14 @@ fn default_reserve(file_system_bytes: u64) -> u64 {
     RESERVE_MAX.min(file_system_bytes / RESERVE_SHARE)
 }
 
-/// Starts the thread that looks, with traffic or without, until the sender is dropped.
-pub(super) fn watch(health: Arc<Health>) -> io::Result<Sender<Infallible>> {
+/// Starts the thread that looks, with traffic or without, and shows what it sees, until the sender is dropped.
+pub(super) fn watch(health: Arc<Health>, metrics: Metrics) -> io::Result<Sender<Infallible>> {
     let (owner, ended): (_, Receiver<Infallible>) = channel();
+    health.show(&metrics);
     thread::Builder::new().name("store-watch".to_owned()).spawn(move || {
         while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
             health.look();
+            health.show(&metrics);
         }
     })?;
     Ok(owner)
@@ -194,7 +210,7 @@ mod tests {
         health.below_reserve.store(true, Ordering::Relaxed);
         assert_eq!(health.fault(), Some(StoreError::DiskFull));
 
-        let owner = watch(Arc::clone(&health)).unwrap();
+        let owner = watch(Arc::clone(&health), Metrics::new()).unwrap();
         std::fs::write(root.path().join("countersign.db-wal"), "345").unwrap();
         while health.fault().is_some() || health.bytes() != 5 {
             thread::yield_now();
@@ -215,6 +231,25 @@ mod tests {
 
     fn health(root: &tempfile::TempDir, reserve: u64) -> Health {
         Health::new(root.path().join("countersign.db"), Some(reserve), Ballast::find(root.path()))
+    }
+
+    /// An alert compares the two before the disk is full.
+    #[test]
+    fn operators_see_what_is_free_and_what_has_to_be() {
+        let root = tempfile::tempdir().unwrap();
+        let health = health(&root, 5_000);
+        let metrics = Metrics::new();
+        let shown = || {
+            health.show(&metrics);
+            (metrics.store_disk_free.get(), metrics.store_disk_reserve.get())
+        };
+        let free = i64::try_from(space::room(root.path()).unwrap().free).unwrap();
+        let (seen, reserve) = shown();
+        assert!(seen > 0 && (seen - free).abs() < 4 << 30, "{seen} of {free}");
+        // At the first look, nothing has been kept aside yet.
+        assert!((5_001..=5_000 + (8 << 20)).contains(&reserve), "{reserve}");
+        health.look();
+        assert_eq!(shown().1, 5_000);
     }
 
     #[test]

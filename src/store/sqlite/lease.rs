@@ -7,6 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::claims::Claims;
+use super::order::{self, HELD};
 use super::row::{self, LoadError};
 use super::verdict;
 use super::work::{Effects, Work};
@@ -75,13 +76,13 @@ pub(super) fn due(
     Ok(candidates)
 }
 
-/// When the next waiting forward falls due.
+/// When the next waiting forward falls due whose turn has come.
 pub(super) fn next_due(connection: &Connection, destination: &str) -> rusqlite::Result<Option<Timestamp>> {
     let mut select = connection.prepare_cached(
         "SELECT min(due_at) FROM forward
-         WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting'",
+         WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at < ?2",
     )?;
-    let due_at: Option<i64> = select.query_row([destination], |row| row.get(0))?;
+    let due_at: Option<i64> = select.query_row(params![destination, HELD], |row| row.get(0))?;
     Ok(due_at.map(from_milliseconds))
 }
 
@@ -105,9 +106,10 @@ impl Work for ReinIn {
         // Modulo the span they keep their distances: whole backlogs must not fall due in one moment.
         let mut update = transaction.prepare_cached(
             "UPDATE forward SET due_at = ?2 + (due_at - ?2) % max(?3 - ?2, 1)
-             WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at > ?3",
+             WHERE settled_at IS NULL AND destination = ?1 AND state = 'waiting' AND due_at > ?3
+                 AND due_at < ?4",
         )?;
-        Ok(update.execute(params![&*self.destination, now, latest])? as u64)
+        Ok(update.execute(params![&*self.destination, now, latest, HELD])? as u64)
     }
 }
 
@@ -131,10 +133,15 @@ impl Work for Lease {
         for candidate in &self.candidates {
             let matched = match &candidate.found {
                 Found::Delivery(delivery) => {
-                    let lease = self.take(transaction, delivery)?;
-                    let taken = lease.is_some();
-                    leases.extend(lease);
-                    taken
+                    if self.is_its_turn(transaction, delivery, effects)? {
+                        let lease = self.take(transaction, delivery)?;
+                        let taken = lease.is_some();
+                        leases.extend(lease);
+                        taken
+                    } else {
+                        order::hold(transaction, &self.destination, candidate.id)?;
+                        true
+                    }
                 }
                 Found::Damaged(what) => self.set_aside(transaction, candidate.id, what, effects)?,
                 Found::Unreadable(what) => self.postpone(transaction, candidate.id, what, effects)?,
@@ -151,16 +158,29 @@ impl Work for Lease {
 }
 
 impl Lease {
+    fn is_its_turn(
+        &self,
+        transaction: &Transaction<'_>,
+        delivery: &Delivery,
+        effects: &Effects<'_>,
+    ) -> rusqlite::Result<bool> {
+        match effects.outlet.order(&self.destination) {
+            None => Ok(true),
+            Some(order) => order::is_first(transaction, &order, &self.destination, delivery, self.now),
+        }
+    }
+
     fn take(
         &self,
         transaction: &Transaction<'_>,
         delivery: &Arc<Delivery>,
     ) -> rusqlite::Result<Option<store::Lease>> {
-        // Counted before sending: a crash mid-send must not grant a free extra attempt.
+        // Counted before sending: a crash mid-send must not grant a free extra attempt. What it waited since it was due, it
+        // waited for its lane or its turn, or for a gateway to run.
         let mut update = transaction.prepare_cached(
-            "UPDATE forward SET state = 'in_flight', attempts = attempts + 1
+            "UPDATE forward SET state = 'in_flight', attempts = attempts + 1, waited = waited + ?3 - due_at, due_at = ?3
              WHERE delivery = ?1 AND destination = ?2 AND state = 'waiting' AND due_at <= ?3
-             RETURNING attempts, pending_since, replay",
+             RETURNING attempts, pending_since, replay, waited",
         )?;
         update
             .query_row(
@@ -172,6 +192,7 @@ impl Lease {
                         attempt: row.get(0)?,
                         pending_since: from_milliseconds(row.get(1)?),
                         replay: row.get(2)?,
+                        waited: Duration::from_millis(row.get::<_, i64>(3)?.unsigned_abs()),
                     })
                 },
             )
@@ -229,6 +250,7 @@ impl Lease {
         if let Some(since) = since {
             effects.died(&self.destination, from_milliseconds(since));
             effects.corrupt.push((id, Arc::clone(&self.destination), what.to_owned()));
+            order::ended(transaction, effects, &self.destination, id, true)?;
         }
         Ok(since.is_some())
     }
@@ -250,7 +272,7 @@ mod tests {
         let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         connection
             .execute(
-                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'in_flight', 7, 1, 7, 0, NULL, NULL)",
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'in_flight', 7, 1, 7, 0, NULL, NULL, 0)",
                 [],
             )
             .unwrap();
@@ -279,7 +301,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut connection = schema::open_writer(&root.path().join("countersign.db")).unwrap();
         connection
-            .execute("INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 3, 7, 0, NULL, NULL)", [])
+            .execute(
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 3, 7, 0, NULL, NULL, 0)",
+                [],
+            )
             .unwrap();
         let candidate = Candidate { id: Id::from_bytes([0; 16]), due_at: 7, found: Found::Unreadable(what) };
         let now = from_milliseconds(1_000);
@@ -301,7 +326,7 @@ mod tests {
     }
 
     const WAITING: &str =
-        "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+        "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
 
     /// It was the first to be due, every time, could never be taken, and nobody was told.
     #[test]

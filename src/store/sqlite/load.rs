@@ -8,6 +8,7 @@ use rusqlite::Connection;
 
 use super::claims::Claims;
 use super::depths::Depths;
+use super::order::HELD;
 use super::salvage::{self, Damage, Finding, Salvaged};
 use super::{DATABASE, OpenError, check, schema, verdict};
 use crate::id::Id;
@@ -119,9 +120,9 @@ pub(super) fn report(findings: &[Finding], metrics: &Metrics) {
 fn set_aside(connection: &Connection, damaged: &Finding) -> rusqlite::Result<()> {
     let id = damaged.delivery.as_ref().map(Id::as_bytes);
     let changed = connection.execute(
-        "UPDATE forward SET state = 'dead', settled_at = due_at, last_outcome = 'corrupt'
+        "UPDATE forward SET state = 'dead', settled_at = due_at % ?2, last_outcome = 'corrupt'
          WHERE delivery = ?1 AND settled_at IS NULL",
-        [id],
+        rusqlite::params![id, HELD],
     )?;
     if changed > 0 {
         connection.execute("DELETE FROM claim WHERE delivery = ?1", [id])?;

@@ -16,13 +16,14 @@ use super::{OpenError, space, verdict};
 pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
 
 /// The format that this version writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// No version will have a format as high as this one: a number above it is a damaged one.
 const NEVER: u32 = 1 << 16;
 
 /// What leads from each format to the next, from an empty file (0) on.
-const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("format-1.sql"), include_str!("format-2.sql")];
+const MIGRATIONS: [&str; FORMAT as usize] =
+    [include_str!("format-1.sql"), include_str!("format-2.sql"), include_str!("format-3.sql")];
 
 /// What the log keeps of its space when it is begun anew: as much as it usually has, and not what one bad hour made of it.
 const LOG_KEPT: i64 = 8 << 20;
@@ -361,8 +362,8 @@ mod tests {
             }
         };
         for (change, expected) in [
-            ("", "format 2"),
-            ("CREATE TABLE theirs (x)", "format 2"),
+            ("", "format 3"),
+            ("CREATE TABLE theirs (x)", "format 3"),
             ("ALTER TABLE claim ADD COLUMN theirs TEXT", "Altered"),
             ("DROP INDEX claim_expiry", "Altered"),
             (
@@ -372,7 +373,7 @@ mod tests {
             ("UPDATE sqlite_schema SET rootpage = 5 WHERE name IN ('claim', 'attempt')", "on one page"),
             ("PRAGMA application_id = 7", "not the one that was written"),
             ("PRAGMA user_version = 70000", "not the one that was written"),
-            ("PRAGMA user_version = 3", "Newer"),
+            ("PRAGMA user_version = 4", "Newer"),
             ("PRAGMA application_id = 7; DROP TABLE claim", "Foreign"),
         ] {
             let judged = judged(change);

@@ -212,7 +212,8 @@ pub(super) mod tests {
         check("", None);
         let deleted = "DELETE FROM forward WHERE due_at = 1500;";
         check(&beside_the_index(deleted), Some(verdict::NOT_IN_TABLE));
-        let moved = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+        let moved =
+            "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
         check(&beside_the_index(moved), Some("a forward that waits is not in its index"));
     }
 
@@ -226,7 +227,7 @@ pub(super) mod tests {
             )
         };
         check(&row(1), Some(verdict::OTHER_FORWARDS));
-        let more = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+        let more = "INSERT INTO forward VALUES (zeroblob(16), 'lane', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
         assert_eq!(findings(&format!("{}{more}", row(0)), None), 1, "its checksum is none");
     }
 
@@ -252,7 +253,7 @@ pub(super) mod tests {
         let damaged = |file: &Path| {
             let connection = schema::open_writer(file).unwrap();
             let forward =
-                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL);";
+                "INSERT INTO forward VALUES (zeroblob(16), 'a', 'waiting', 7, 0, 7, 0, NULL, NULL, 0);";
             let gone = beside_the_index("DELETE FROM forward WHERE due_at = 7;");
             connection.execute_batch(&format!("{forward}{gone}")).unwrap();
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::claims::Claims;
+use super::order;
 use super::work::{Effects, Work};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::forward::Progress;
@@ -62,8 +63,18 @@ impl Work for Settlement {
             Progress::Waiting { .. } => {
                 effects.wakes.insert(Arc::clone(&self.destination));
             }
-            Progress::Delivered | Progress::Cancelled => effects.settled(&self.destination, since),
-            Progress::Dead => effects.died(&self.destination, since),
+            Progress::Delivered => {
+                effects.delivered(&self.destination, since);
+                order::ended(transaction, effects, &self.destination, self.id, false)?;
+            }
+            Progress::Cancelled => {
+                effects.cancelled(&self.destination, since);
+                order::ended(transaction, effects, &self.destination, self.id, false)?;
+            }
+            Progress::Dead => {
+                effects.died(&self.destination, since);
+                order::ended(transaction, effects, &self.destination, self.id, true)?;
+            }
             Progress::InFlight { .. } => {}
         }
         let succeeded_at_once = self.next == Progress::Delivered && self.attempt == 1 && !replay;

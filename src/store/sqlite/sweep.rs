@@ -167,7 +167,7 @@ mod tests {
                 (?1, 's', NULL, NULL, ?2, 'x', 'x', 'x', 1, 'x', NULL, NULL, ?4, x'', x'', zeroblob(?3))";
             transaction.execute(delivery, params![id.as_bytes(), n, bytes, forwards]).unwrap();
             let forward =
-                "INSERT INTO forward SELECT ?1, 'a', 'delivered', ?2, 1, ?2, 0, ?2, NULL WHERE ?3 > 0";
+                "INSERT INTO forward SELECT ?1, 'a', 'delivered', ?2, 1, ?2, 0, ?2, NULL, 0 WHERE ?3 > 0";
             transaction.execute(forward, params![id.as_bytes(), n, forwards]).unwrap();
         }
         let mut claims = Claims::load(&transaction).unwrap();

@@ -11,6 +11,7 @@ use super::claims::Claims;
 use super::depths::Change;
 use crate::clock::Timestamp;
 use crate::id::Id;
+use crate::metrics::Metrics;
 use crate::store::{Lease, Outlet, Slot, StoreError};
 
 /// One thing to do in a transaction.
@@ -35,11 +36,36 @@ pub(super) trait Work: Send + 'static {
     ) -> rusqlite::Result<Self::Output>;
 }
 
+/// What became of a forward, for the books.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::store) enum Entry {
+    Created,
+    Requeued,
+    Delivered,
+    Dead,
+    Cancelled,
+}
+
+impl Entry {
+    pub(in crate::store) fn count(self, destination: &str, metrics: &Metrics) {
+        let settled = |state| metrics.forward_settled.with_label_values(&[destination, state]);
+        match self {
+            Self::Created => metrics.forward_created.with_label_values(&[destination]),
+            Self::Requeued => metrics.forward_requeued.with_label_values(&[destination]),
+            Self::Delivered => settled("delivered"),
+            Self::Dead => settled("dead"),
+            Self::Cancelled => settled("cancelled"),
+        }
+        .inc();
+    }
+}
+
 /// What is to happen when the transaction is durable, and not at all when it fails.
 pub(super) struct Effects<'o> {
     pub(super) outlet: &'o dyn Outlet,
     pub(super) deliveries: u32,
     pub(super) changes: Vec<Change>,
+    pub(super) entries: Vec<(Arc<str>, Entry)>,
     pub(super) dispatches: Vec<(Lease, Slot)>,
     pub(super) wakes: BTreeSet<Arc<str>>,
     /// Forwards that were set aside, and what is wrong with their rows.
@@ -54,6 +80,7 @@ impl<'o> Effects<'o> {
             outlet,
             deliveries: 0,
             changes: Vec::new(),
+            entries: Vec::new(),
             dispatches: Vec::new(),
             wakes: BTreeSet::new(),
             corrupt: Vec::new(),
@@ -62,23 +89,28 @@ impl<'o> Effects<'o> {
     }
 
     pub(super) fn pending(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, 1)), 0);
+        self.change(destination, Entry::Created, (since, 1), 0);
     }
 
-    pub(super) fn settled(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, -1)), 0);
+    pub(super) fn delivered(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Entry::Delivered, (since, -1), 0);
+    }
+
+    pub(super) fn cancelled(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Entry::Cancelled, (since, -1), 0);
     }
 
     pub(super) fn died(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, -1)), 1);
+        self.change(destination, Entry::Dead, (since, -1), 1);
     }
 
     pub(super) fn revived(&mut self, destination: &Arc<str>, since: Timestamp) {
-        self.change(destination, Some((since, 1)), -1);
+        self.change(destination, Entry::Requeued, (since, 1), -1);
     }
 
-    fn change(&mut self, destination: &Arc<str>, pending: Option<(Timestamp, i8)>, dead: i8) {
-        self.changes.push(Change { destination: Arc::clone(destination), pending, dead });
+    fn change(&mut self, destination: &Arc<str>, entry: Entry, pending: (Timestamp, i8), dead: i8) {
+        self.entries.push((Arc::clone(destination), entry));
+        self.changes.push(Change { destination: Arc::clone(destination), pending: Some(pending), dead });
     }
 }
 

@@ -88,6 +88,9 @@ impl Writer {
             Ok(mut effects) => {
                 let index_damaged = effects.index_damaged;
                 self.depths.apply(std::mem::take(&mut effects.changes));
+                for (destination, entry) in effects.entries.drain(..) {
+                    entry.count(&destination, &self.metrics);
+                }
                 answer(batch, &Ok(()));
                 if catch_unwind(AssertUnwindSafe(|| self.perform(effects))).is_err() {
                     self.health.latch("the outlet panicked".to_owned());

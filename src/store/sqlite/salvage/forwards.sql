@@ -6,7 +6,7 @@ DELETE FROM found_forward WHERE EXISTS (
         AND (entry.settled_at IS NULL) <> (found_forward.settled_at IS NULL)
 );
 INSERT OR IGNORE INTO forward
-    SELECT delivery, destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome
+    SELECT delivery, destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome, waited
     FROM found_forward ORDER BY rank DESC, replay DESC, attempts DESC, settled_at IS NULL;
 
 -- Every forward stands in one of three indexes as well.
@@ -16,7 +16,7 @@ INSERT INTO finding
         WHERE forward.delivery = entry.delivery AND forward.destination = entry.destination)
     GROUP BY delivery, destination;
 INSERT OR IGNORE INTO forward
-    SELECT delivery, destination, state, due_at, settled_at IS NOT NULL, pending_since, 0, settled_at, NULL
+    SELECT delivery, destination, state, due_at, settled_at IS NOT NULL, pending_since, 0, settled_at, NULL, 0
     FROM found_entry ORDER BY rank DESC, settled_at IS NOT NULL;
 
 -- A name that is damaged in one of the two makes two forwards of one: the name that others have as well is right.
@@ -75,3 +75,8 @@ INSERT INTO finding
     END || coalesce(': ' || name, ''), 1 FROM known;
 UPDATE forward SET state = 'dead', settled_at = due_at, last_outcome = 'corrupt'
     WHERE settled_at IS NULL AND delivery NOT IN (SELECT id FROM delivery);
+
+-- Dead letters keep the place at which they park their key, if they had one.
+DELETE FROM ordered WHERE NOT EXISTS (SELECT 1 FROM forward
+    WHERE forward.delivery = ordered.delivery AND forward.destination = ordered.destination
+        AND (settled_at IS NULL OR state = 'dead'));

@@ -10,6 +10,7 @@ use super::page::{NEWEST, Value};
 use super::{DELIVERY, Finding, Salvaged};
 use crate::dedup;
 use crate::id::Id;
+use crate::store::sqlite::order::HELD;
 use crate::store::sqlite::row;
 
 const FORWARDS: &str = include_str!("forwards.sql");
@@ -25,7 +26,7 @@ impl<'c> Staging<'c> {
     pub(super) fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
         connection.execute_batch(
             "CREATE TABLE found_forward (delivery, destination, state, due_at, attempts, pending_since, replay,
-                 settled_at, last_outcome, rank);
+                 settled_at, last_outcome, waited, rank);
              CREATE TABLE found_entry (delivery, destination, state, due_at, pending_since, settled_at, rank);
              CREATE TABLE found_claim (key, delivery, body_digest, expires_at, rank);
              CREATE TABLE held_claim (key PRIMARY KEY, delivery, body_digest, expires_at) WITHOUT ROWID;
@@ -54,8 +55,13 @@ impl<'c> Staging<'c> {
                 Integer(replay),
                 settled_at @ (Integer(_) | Null),
                 last_outcome @ (Text(_) | Null),
-                ..,
+                rest @ ..,
             ] if id.len() == 16 => {
+                // Since format 3.
+                let waited = match rest {
+                    [Integer(waited @ 0..), ..] => *waited,
+                    _ => 0,
+                };
                 let pending = matches!(state.as_str(), "waiting" | "in_flight");
                 let ended = matches!(state.as_str(), "delivered" | "dead" | "cancelled");
                 self.know(id, rank)?;
@@ -64,17 +70,18 @@ impl<'c> Staging<'c> {
                     && (0..=1).contains(replay)
                 {
                     self.insert(
-                        "INSERT INTO found_forward VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                        "INSERT INTO found_forward VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                         params![
                             id,
                             destination,
                             state,
-                            due_at,
+                            due_at % HELD,
                             attempts,
                             since,
                             replay,
                             settled_at,
                             last_outcome,
+                            waited,
                             rank
                         ],
                     )?;
@@ -87,7 +94,7 @@ impl<'c> Staging<'c> {
                 self.know(id, rank)?;
                 self.insert(
                     "INSERT INTO found_entry VALUES (?1, ?2, ?3, ?4, ?5, NULL, ?6)",
-                    params![id, destination, state, due_at, since, rank],
+                    params![id, destination, state, due_at % HELD, since, rank],
                 )
             }
             [Text(destination), Blob(id)] if id.len() == 16 => {
@@ -105,6 +112,10 @@ impl<'c> Staging<'c> {
                     params![id, destination, settled_at, rank],
                 )
             }
+            [Text(destination), Text(key), Integer(arrival), Blob(id)] if id.len() == 16 => self.insert(
+                "INSERT OR IGNORE INTO ordered VALUES (?1, ?2, ?3, ?4)",
+                params![destination, key, arrival, id],
+            ),
             // In format 1 a guard had a row of its own.
             [key @ Blob(_), Blob(id), Blob(digest), Integer(until), ..] => {
                 self.take_claim(key, id, digest, *until, rank)
@@ -269,7 +280,7 @@ impl<'c> Staging<'c> {
             if let Some(other) = other {
                 made = self.connection.execute(
                     "INSERT OR IGNORE INTO forward
-                     SELECT ?1, destination, 'waiting', ?3, 0, ?3, 1, NULL, NULL FROM forward WHERE delivery = ?2",
+                     SELECT ?1, destination, 'waiting', ?3, 0, ?3, 1, NULL, NULL, 0 FROM forward WHERE delivery = ?2",
                     params![id, other, received_at],
                 )?;
             }
@@ -483,7 +494,7 @@ mod tests {
             };
             insert(1, 1);
             insert(2, 1 + others);
-            let forward = "INSERT INTO forward VALUES (?1, 'a', 'delivered', 5, 1, 5, 0, 5, NULL)";
+            let forward = "INSERT INTO forward VALUES (?1, 'a', 'delivered', 5, 1, 5, 0, 5, NULL, 0)";
             connection.execute(forward, [[2_u8; 16]]).unwrap();
             staging.complete_forwards().unwrap();
             let lost = "SELECT lost FROM finding WHERE delivery = ?1";
@@ -499,8 +510,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let connection = schema::create(&root.path().join("any.db")).unwrap();
         let staging = Staging::new(&connection).unwrap();
-        let sql = "INSERT INTO forward VALUES (x'01', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL),
-                (x'02', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL), (x'03', 'a', 'dead', 5, 1, 5, 0, 5, NULL);
+        let sql = "INSERT INTO forward VALUES (x'01', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL, 0),
+                (x'02', 'a', 'waiting', 5, 0, 5, 0, NULL, NULL, 0), (x'03', 'a', 'dead', 5, 1, 5, 0, 5, NULL, 0);
             INSERT INTO claim VALUES (NULL, x'01', x'01', x'01', 5, NULL);
             WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 10010)
                 INSERT INTO finding SELECT zeroblob(16), 'x', 0 FROM i";
