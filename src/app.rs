@@ -13,20 +13,28 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::admin;
+use crate::admin::{self, Events};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dispatch::Lanes;
 use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
+use crate::store::operators::Operators;
 use crate::store::quarantine::Quarantine;
 use crate::store::sqlite::{Directory, OpenError};
 use crate::store::{Store, StoreError, postgres};
 
+mod audit;
+mod deliveries;
 mod drain;
 mod engine;
 mod expiry;
 mod handover;
+mod jobs;
+mod lookout;
+mod masks;
+mod observed;
+mod paused;
 mod rejections;
 mod reload;
 mod sockets;
@@ -41,6 +49,7 @@ pub use sockets::{SocketError, Sockets};
 
 use engine::Engine;
 use handover::Door;
+use paused::Paused;
 
 /// A running gateway.
 pub struct App {
@@ -66,6 +75,12 @@ struct Parts {
     started_at: Timestamp,
     metrics: Metrics,
     store: Arc<dyn Store>,
+    /// The same store.
+    operators: Arc<dyn Operators>,
+    events: Arc<Events>,
+    jobs: jobs::Known,
+    changes: audit::Changes,
+    paused: Paused,
     quarantine: Arc<Quarantine>,
     /// Given up when everything in it is closed.
     directory: Mutex<Option<Directory>>,
@@ -160,8 +175,12 @@ impl App {
 
         let lanes = Lanes::new(clock.clone(), metrics.clone());
         lanes.apply(&config.destinations);
-        let Engine { store, directory, has_directory } =
-            engine::open(&config.store, &lanes, &clock, &metrics, follows).await?;
+        let stages = Stages::default();
+        let events = Arc::new(Events::new(stages.stopping.clone()));
+        let Engine { store, operators, directory, has_directory } =
+            engine::open(&config.store, &lanes, &clock, &metrics, &events, follows).await?;
+        let paused = Paused::load(&config.store.path);
+        paused.apply(&lanes);
         let admin_socket = match admin_socket {
             Some(socket) => socket,
             None => waiting::bind_when_free(config.admin.address).await.map_err(admin_error)?,
@@ -170,7 +189,6 @@ impl App {
         let door = Door::open(&config.store.path, [listener.as_fd(), admin_socket.as_fd()]);
         lanes.start(&store);
 
-        let stages = Stages::default();
         let config = Arc::new(config);
         // Held with the data directory; a look at what is kept must not hold up the start.
         let quarantine = {
@@ -203,6 +221,11 @@ impl App {
             clock,
             metrics,
             store,
+            operators,
+            events,
+            jobs: jobs::Known::default(),
+            changes: audit::Changes::default(),
+            paused,
             quarantine,
             directory: Mutex::new(directory),
             lanes,
@@ -213,6 +236,7 @@ impl App {
         requests.spawn(serving);
         requests.close();
         tokio::spawn(Arc::clone(&parts).upkeep(failure));
+        tokio::spawn(Arc::clone(&parts).look_out());
         let operators = tokio::spawn(Arc::clone(&parts).serve_admin(admin_socket));
         let (taken_over, successor) = watch::channel(None);
         match door {

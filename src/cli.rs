@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod ask;
 mod check;
+mod dead;
+mod deliveries;
 mod demo;
+mod destinations;
 mod events;
 mod handed_over;
 mod http;
@@ -15,6 +19,7 @@ mod notify;
 mod providers;
 mod rejections;
 mod reload;
+mod replay;
 mod run;
 mod send;
 mod status;
@@ -55,6 +60,17 @@ enum Command {
     /// List, explain or reverify requests that a running gateway has refused
     #[command(subcommand)]
     Rejections(rejections::Command),
+    /// List, show, replay, cancel or follow what a running gateway has stored
+    #[command(subcommand)]
+    Deliveries(deliveries::Command),
+    /// List, replay or purge dead letters
+    #[command(subcommand)]
+    Dead(dead::Command),
+    /// Forward again what was delivered, dead or cancelled, by a filter
+    Replay(replay::Arguments),
+    /// List, pause or resume destinations
+    #[command(subcommand)]
+    Destinations(destinations::Command),
     /// Check, back up or salvage a data directory
     #[command(subcommand)]
     Store(store::Command),
@@ -123,6 +139,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Reload(arguments) => reload::run(&arguments),
         Command::HandedOver(arguments) => handed_over::run(&arguments),
         Command::Rejections(command) => rejections::run(&command),
+        Command::Deliveries(command) => deliveries::run(&command),
+        Command::Dead(command) => dead::run(&command),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Destinations(command) => destinations::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {

@@ -60,6 +60,11 @@ pub(crate) fn id_key(delivery: &Delivery) -> Option<Key> {
     delivery.delivery_id.as_deref().map(|id| key(kind, &delivery.source, id.as_bytes()))
 }
 
+/// The keys that a delivery with this id may have claimed, verified or not.
+pub(crate) fn id_keys(source: &str, delivery_id: &str) -> [Key; 2] {
+    [&b"id"[..], b"unverified id"].map(|kind| key(kind, source, delivery_id.as_bytes()))
+}
+
 fn key(kind: &[u8], source: &str, text: &[u8]) -> Key {
     let mut digest = Sha256::new();
     for part in [kind, source.as_bytes(), text] {

@@ -9,11 +9,13 @@ pub mod adaptive;
 pub mod breaker;
 pub mod order;
 pub mod outcome;
+pub mod state;
 
 pub use adaptive::{Adaptive, Concurrency};
 pub use breaker::{Breaker, Pass};
 pub use order::{By, OnDead, Order};
 pub use outcome::{Fault, Outcome};
+pub use state::State;
 
 /// The longest that a backend's `Retry-After` is believed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
@@ -105,6 +107,8 @@ pub enum Input {
     Requeue,
     /// An operator wants it no more.
     Cancel,
+    /// An operator has no use for a dead letter.
+    Purge,
 }
 
 /// What is to be done about a decision besides writing it down.
@@ -209,6 +213,7 @@ pub fn step(
         (Input::Cancel, Progress::Waiting { .. } | Progress::InFlight { .. }) => {
             (Progress::Cancelled, Vec::new())
         }
+        (Input::Purge, Progress::Dead) => (Progress::Cancelled, Vec::new()),
         (
             Input::Begin,
             Progress::InFlight { .. } | Progress::Delivered | Progress::Dead | Progress::Cancelled,
@@ -218,9 +223,11 @@ pub fn step(
             Progress::Waiting { .. } | Progress::Delivered | Progress::Dead | Progress::Cancelled,
         )
         | (Input::Requeue, Progress::Waiting { .. } | Progress::InFlight { .. })
-        | (Input::Cancel, Progress::Delivered | Progress::Dead | Progress::Cancelled) => {
-            (progress, Vec::new())
-        }
+        | (Input::Cancel, Progress::Delivered | Progress::Dead | Progress::Cancelled)
+        | (
+            Input::Purge,
+            Progress::Waiting { .. } | Progress::InFlight { .. } | Progress::Delivered | Progress::Cancelled,
+        ) => (progress, Vec::new()),
     }
 }
 
@@ -310,6 +317,15 @@ mod tests {
         }
         check(&policy(), THIRD, Input::Cancel, Progress::Cancelled, &[]);
         check(&policy(), THIRD, Input::Requeue, THIRD, &[]);
+    }
+
+    #[test]
+    fn only_dead_letters_are_purged() {
+        check(&policy(), Progress::Dead, Input::Purge, Progress::Cancelled, &[]);
+        let waiting = Progress::Waiting { due_at: at(7), attempts: 2 };
+        for other in [THIRD, waiting, Progress::Delivered, Progress::Cancelled] {
+            check(&policy(), other, Input::Purge, other, &[]);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, from_milliseconds};
 
 /// A delivery's own id; `webhook-id` on the way to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,12 @@ impl Id {
     pub fn new(now: Timestamp, chance: [u8; 10]) -> Self {
         let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
         Self(uuid::Builder::from_unix_timestamp_millis(milliseconds, &chance).into_uuid())
+    }
+
+    /// The time that it was made of, to the millisecond.
+    pub fn time(&self) -> Timestamp {
+        let milliseconds = self.as_bytes()[..6].iter().fold(0, |ms, byte| ms << 8 | i64::from(*byte));
+        from_milliseconds(milliseconds)
     }
 
     /// The 16 bytes that the store keeps.
@@ -53,13 +59,13 @@ impl FromStr for Id {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::from_milliseconds;
 
     #[test]
     fn ids_sort_by_time_and_survive_their_text() {
         let early = Id::new(from_milliseconds(1_000), [255; 10]);
         let late = Id::new(from_milliseconds(1_001), [0; 10]);
         assert!(early < late);
+        assert_eq!(late.time(), from_milliseconds(1_001));
         assert_eq!(early.to_string().parse::<Id>().unwrap(), early);
         assert_eq!(Id::from_bytes(*late.as_bytes()), late);
     }

@@ -14,6 +14,7 @@ use crate::id::Id;
 use crate::secret::Secret;
 use crate::verify::Verified;
 
+pub mod operators;
 pub mod postgres;
 pub mod quarantine;
 pub mod sqlite;

@@ -19,7 +19,7 @@ mod walk;
 
 use walk::Walk;
 
-const STEPS: usize = 24;
+const STEPS: usize = 20;
 const SEEDS: u64 = 1_000;
 /// Walks at once: they wait for threads of the store.
 const ABREAST: usize = 16;

@@ -8,6 +8,8 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
+#[path = "store/operators.rs"]
+mod operators;
 #[path = "store/order.rs"]
 mod order;
 #[path = "store/postgres.rs"]
@@ -67,6 +69,22 @@ macro_rules! conformance {
             what_waits_is_brought_into_a_new_order
             ten_thousand_behind_one_key_delay_neither_it_nor_others
             keys_keep_their_order_at_random
+        );
+        conformance!($engine, operators:
+            deliveries_are_listed_newest_first_page_by_page
+            every_part_of_a_filter_has_to_hold
+            a_text_is_looked_for_where_nothing_is_masked
+            a_delivery_without_a_forward_is_unrouted
+            a_delivery_id_is_found_by_its_claim_and_its_elders_after_it
+            a_history_tells_of_forwards_and_attempts
+            dead_letters_are_counted_by_destination_and_outcome
+            dead_letters_are_listed_across_destinations
+            targets_are_what_a_change_fits_in_the_order_of_arrival
+            a_replay_to_one_destination_leaves_the_others_alone
+            what_waits_is_not_doubled
+            a_purged_one_can_be_replayed_until_retention_takes_it
+            what_is_cancelled_is_not_leased_and_not_settled
+            depths_follow_what_operators_change
         );
         conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:

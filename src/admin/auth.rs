@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::audit::Operator;
 use crate::config::{Admin, AdminToken, Role};
 
 /// Why a request was turned away.
@@ -32,16 +33,16 @@ impl Denied {
     }
 }
 
-/// What the sender of a request with these headers may do.
+/// Who the sender of a request with these headers is, and what it may do.
 ///
 /// # Errors
 /// When it may do nothing.
-pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Role, Denied> {
+pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Operator, Denied> {
     if admin.tokens.is_empty() {
         if !names_this_machine(headers) {
             return Err(Denied::Host);
         }
-        return if is_foreign(headers) { Err(Denied::Origin) } else { Ok(Role::Operator) };
+        return if is_foreign(headers) { Err(Denied::Origin) } else { Ok(local()) };
     }
     let offered = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
     let Some((scheme, offered)) = offered else { return Err(Denied::Token) };
@@ -52,7 +53,13 @@ pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Role, Denied> {
     let offered = Sha256::digest(offered);
     let matches = |token: &&AdminToken| bool::from(Sha256::digest(token.token.expose()).ct_eq(&offered));
     let found: Vec<&AdminToken> = admin.tokens.iter().filter(matches).collect();
-    found.first().map(|token| token.role).ok_or(Denied::Token)
+    let known = |token: &&AdminToken| Operator { name: token.name.to_string(), role: token.role };
+    found.first().map(known).ok_or(Denied::Token)
+}
+
+/// Whoever sits on this machine.
+fn local() -> Operator {
+    Operator { name: "local".to_owned(), role: Role::Operator }
 }
 
 /// Browsers say which site's page sends what could change something.
@@ -85,7 +92,7 @@ mod tests {
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        assert_eq!(admit(&admin, &map), expected, "{headers:?}");
+        assert_eq!(admit(&admin, &map).map(|operator| operator.role), expected, "{headers:?}");
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The documents about refused requests, and their routes.
 
-use axum::extract::{Path, RawQuery, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use http::StatusCode;
-use percent_encoding::percent_decode_str;
+use axum::Json;
+use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::{Gateway, Shown, problem};
+use super::audit::Told;
+use super::refused::{Asked, Refused};
+use super::{Known, Shown};
 
 /// A refused request in quarantine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RejectionSummary {
     /// Its id; that of the delivery, once it has been let in.
     pub id: String,
@@ -32,7 +33,7 @@ pub struct RejectionSummary {
 }
 
 /// The document of `GET /api/v1/rejections`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Rejections {
     /// The newest first.
     pub rejections: Vec<RejectionSummary>,
@@ -41,7 +42,7 @@ pub struct Rejections {
 }
 
 /// Why a request was refused.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainedCause {
     /// A word for programs.
     pub cause: String,
@@ -54,7 +55,7 @@ pub struct ExplainedCause {
 }
 
 /// The document of `GET /api/v1/rejections/{id}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explained {
     /// What was refused.
     #[serde(flatten)]
@@ -72,7 +73,7 @@ pub struct Explained {
 }
 
 /// The document of `POST /api/v1/rejections/{id}/reverify`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Reverification {
     /// Its id.
     pub id: String,
@@ -83,7 +84,7 @@ pub struct Reverification {
 }
 
 /// The document of `POST /api/v1/rejections/reverify`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Reverifications {
     /// One for each request that was tried.
     pub reverified: Vec<Reverification>,
@@ -92,99 +93,65 @@ pub struct Reverifications {
 }
 
 /// Which rejections are wanted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct RejectionQuery {
     /// Of this source.
     pub source: Option<String>,
     /// With this reason.
     pub reason: Option<String>,
     /// Without those that have been let in.
+    #[serde(default)]
+    #[param(required = false)]
     pub open: bool,
     /// At most so many; 100, when absent.
-    pub limit: Option<usize>,
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<u16>,
     /// Where an earlier answer ended.
     pub cursor: Option<String>,
 }
 
-/// Why an answer cannot be given.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RejectionRefused {
-    /// 400.
-    #[error("{0}")]
-    BadRequest(String),
-    /// 404.
-    #[error("{0}")]
-    NotFound(String),
-    /// 409.
-    #[error("{0}")]
-    Conflict(String),
-    /// 503.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-impl IntoResponse for RejectionRefused {
-    fn into_response(self) -> Response {
-        let status = match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        problem(status, &self.to_string())
-    }
-}
-
-impl RejectionQuery {
-    fn parse(query: Option<&str>) -> Result<Self, RejectionRefused> {
-        let mut wanted = Self::default();
-        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
-            let wrong = |what: &str| RejectionRefused::BadRequest(format!("`{key}` must be {what}"));
-            match key {
-                "source" => wanted.source = Some(value),
-                "reason" => wanted.reason = Some(value),
-                "cursor" => wanted.cursor = Some(value),
-                "open" => wanted.open = value.parse().map_err(|_| wrong("true or false"))?,
-                "limit" => wanted.limit = Some(value.parse().map_err(|_| wrong("a number"))?),
-                _ => return Err(RejectionRefused::BadRequest(format!("there is no parameter `{key}`"))),
-            }
-        }
-        Ok(wanted)
-    }
-}
-
-type Asked = std::sync::Arc<dyn Gateway>;
-
-pub(super) fn routes() -> Router<Asked> {
-    Router::new().route("/rejections", get(list)).route("/rejections/{id}", get(explain))
+pub(super) fn routes() -> OpenApiRouter<Known> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(explain))
 }
 
 /// For operators only.
-pub(super) fn changes() -> Router<Asked> {
-    Router::new()
-        .route("/rejections/reverify", post(reverify_all))
-        .route("/rejections/{id}/reverify", post(reverify))
+pub(super) fn changes() -> OpenApiRouter<Known> {
+    OpenApiRouter::new().routes(routes!(reverify_all)).routes(routes!(reverify))
 }
 
-async fn list(State(gateway): Shown, RawQuery(query): RawQuery) -> Result<Response, RejectionRefused> {
-    let query = RejectionQuery::parse(query.as_deref())?;
-    Ok(Json(gateway.rejections(query).await?).into_response())
+/// Refused requests in quarantine, the newest first
+#[utoipa::path(get, path = "/rejections", tag = "rejections", params(RejectionQuery),
+    responses((status = 200, body = Rejections)))]
+async fn list(
+    State(gateway): Shown,
+    Asked(query): Asked<RejectionQuery>,
+) -> Result<Json<Rejections>, Refused> {
+    gateway.rejections(query).await.map(Json)
 }
 
-async fn explain(State(gateway): Shown, Path(id): Path<String>) -> Result<Response, RejectionRefused> {
-    Ok(Json(gateway.rejection(&id).await?).into_response())
+/// A refused request: what was received, and why it is refused
+#[utoipa::path(get, path = "/rejections/{id}", tag = "rejections",
+    params(("id" = String, Path, description = "Its id")), responses((status = 200, body = Explained)))]
+async fn explain(State(gateway): Shown, Path(id): Path<String>) -> Result<Json<Explained>, Refused> {
+    gateway.rejection(&id).await.map(Json)
 }
 
-async fn reverify(State(gateway): Shown, Path(id): Path<String>) -> Result<Response, RejectionRefused> {
-    Ok(Json(gateway.reverify(&id).await?).into_response())
+/// Let a refused request in that verifies by now, once
+#[utoipa::path(post, path = "/rejections/{id}/reverify", tag = "rejections",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, body = Reverification)))]
+async fn reverify(State(gateway): Shown, Path(id): Path<String>) -> Result<Told<Reverification>, Refused> {
+    gateway.reverify(&id).await.map(|one| Told(one.outcome.clone(), one))
 }
 
+/// The same of all that match and have not been let in
+#[utoipa::path(post, path = "/rejections/reverify", tag = "rejections", params(RejectionQuery),
+    responses((status = 200, body = Reverifications)))]
 async fn reverify_all(
     State(gateway): Shown,
-    RawQuery(query): RawQuery,
-) -> Result<Response, RejectionRefused> {
-    let query = RejectionQuery::parse(query.as_deref())?;
-    Ok(Json(gateway.reverify_all(query).await?).into_response())
+    Asked(query): Asked<RejectionQuery>,
+) -> Result<Told<Reverifications>, Refused> {
+    gateway.reverify_all(query).await.map(|all| Told(format!("{} tried", all.reverified.len()), all))
 }

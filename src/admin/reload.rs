@@ -1,9 +1,10 @@
 //! The document of `POST /api/v1/reload`.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A configuration that has been put in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// True; here for scripts.
     pub reloaded: bool,

@@ -1,9 +1,10 @@
 //! The document of `GET /api/v1/status`.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How the gateway stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// The binary's version.
     pub version: String,
@@ -26,7 +27,7 @@ pub struct Status {
 }
 
 /// How the store stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
     /// `sqlite`.
     pub engine: String,
@@ -35,7 +36,7 @@ pub struct StoreStatus {
 }
 
 /// When what a certificate file holds expires.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CertificateStatus {
     /// Its key, such as `listen.tls.cert`.
     pub key: String,
@@ -46,7 +47,7 @@ pub struct CertificateStatus {
 }
 
 /// How a source stands; counts are since the start of the process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SourceStatus {
     /// Its name.
     pub name: String,
@@ -67,7 +68,7 @@ pub struct SourceStatus {
 }
 
 /// How a secret stands; its use is counted since the start of the process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SecretStatus {
     /// Its name.
     pub name: String,
@@ -86,7 +87,7 @@ pub struct SecretStatus {
 }
 
 /// How a destination stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DestinationStatus {
     /// Its name.
     pub name: String,

@@ -3,17 +3,22 @@
 
 use std::sync::Arc;
 
+use super::observed::Observed;
 use super::{StartError, waiting};
+use crate::admin::Events;
 use crate::clock::Clock;
 use crate::config::StoreConfig;
 use crate::dispatch::Lanes;
 use crate::metrics::Metrics;
+use crate::store::operators::Operators;
 use crate::store::sqlite::{self, Directory};
 use crate::store::{Store, postgres};
 
 /// What a gateway keeps in.
 pub(super) struct Engine {
     pub(super) store: Arc<dyn Store>,
+    /// The same store.
+    pub(super) operators: Arc<dyn Operators>,
     /// The right to the data directory, where the store does not hold it itself.
     pub(super) directory: Option<Directory>,
     /// Whether there is a directory for the quarantine.
@@ -26,14 +31,17 @@ pub(super) async fn open(
     lanes: &Arc<Lanes>,
     clock: &Clock,
     metrics: &Metrics,
+    events: &Arc<Events>,
     follows: bool,
 ) -> Result<Engine, StartError> {
     let metrics = metrics.clone();
+    let observed = |store| Arc::new(Observed { store, events: Arc::clone(events) });
     let Some(database) = &config.database else {
         let (directory, disk_reserve) = (config.path.clone(), config.disk_reserve);
         let options = sqlite::Options { directory, disk_reserve, metrics };
         let store = Arc::new(waiting::open_store(options, lanes, follows).await?);
-        return Ok(Engine { store, directory: None, has_directory: true });
+        let operators = Arc::clone(&store) as _;
+        return Ok(Engine { store: observed(store), operators, directory: None, has_directory: true });
     };
     let directory = match waiting::hold(&config.path, follows).await {
         Ok(directory) => Some(directory),
@@ -56,5 +64,7 @@ pub(super) async fn open(
         "due times go by the database's clock"
     );
     let has_directory = directory.is_some();
-    Ok(Engine { store: Arc::new(store), directory, has_directory })
+    let store = Arc::new(store);
+    let operators = Arc::clone(&store) as _;
+    Ok(Engine { store: observed(store), operators, directory, has_directory })
 }

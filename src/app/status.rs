@@ -3,24 +3,27 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderMap, Uri};
 
 use super::Parts;
 use crate::admin::{
-    self, CertificateStatus, Denied, DestinationStatus, Explained, Gateway, HandedOverSecret, RejectionQuery,
-    RejectionRefused, Rejections, Reloaded, Reverification, Reverifications, SecretStatus, SourceStatus,
-    Status, StoreStatus,
+    self, Audit, AuditEntry, CertificateStatus, Dead, Deliveries, DeliveryDetail, DeliveryQuery, Denied,
+    DestinationStatus, Events, Explained, ForwardsChanged, Gateway, HandedOverSecret, Job, JobKind, JobOrder,
+    Jobs, Operator, Refused, RejectionQuery, Rejections, Reloaded, Reverification, Reverifications,
+    SecretStatus, SourceStatus, Status, StoreStatus,
 };
 use crate::clock::{Timestamp, elapsed, from_milliseconds};
-use crate::config::{Role, Source};
+use crate::config::Source;
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
+use crate::store::operators::Change;
 use crate::store::{Depth, HandedOver};
 use crate::verify::{Advice, Enforcement, SecretUse, advise};
 
 #[async_trait]
 impl Gateway for Parts {
-    fn admit(&self, headers: &HeaderMap) -> Result<Role, Denied> {
+    fn admit(&self, headers: &HeaderMap) -> Result<Operator, Denied> {
         admin::admit(&self.config.load().admin, headers)
     }
 
@@ -54,20 +57,76 @@ impl Gateway for Parts {
         self.load_again().await
     }
 
-    async fn rejections(&self, query: RejectionQuery) -> Result<Rejections, RejectionRefused> {
+    async fn rejections(&self, query: RejectionQuery) -> Result<Rejections, Refused> {
         self.list_rejections(query).await
     }
 
-    async fn rejection(&self, id: &str) -> Result<Explained, RejectionRefused> {
+    async fn rejection(&self, id: &str) -> Result<Explained, Refused> {
         self.explain_rejection(id).await
     }
 
-    async fn reverify(&self, id: &str) -> Result<Reverification, RejectionRefused> {
+    async fn reverify(&self, id: &str) -> Result<Reverification, Refused> {
         self.reverify_rejection(id).await
     }
 
-    async fn reverify_all(&self, query: RejectionQuery) -> Result<Reverifications, RejectionRefused> {
+    async fn reverify_all(&self, query: RejectionQuery) -> Result<Reverifications, Refused> {
         self.reverify_rejections(query).await
+    }
+
+    async fn deliveries(&self, query: DeliveryQuery) -> Result<Deliveries, Refused> {
+        self.list_deliveries(query).await
+    }
+
+    async fn delivery(&self, id: &str) -> Result<DeliveryDetail, Refused> {
+        self.show_delivery(id).await
+    }
+
+    async fn delivery_body(&self, id: &str) -> Result<Bytes, Refused> {
+        self.show_body(id).await
+    }
+
+    async fn replay_delivery(&self, id: &str, to: Option<String>) -> Result<ForwardsChanged, Refused> {
+        self.change_delivery(Change::Requeue, id, to).await
+    }
+
+    async fn cancel_delivery(&self, id: &str, to: Option<String>) -> Result<ForwardsChanged, Refused> {
+        self.change_delivery(Change::Cancel, id, to).await
+    }
+
+    async fn dead(&self, query: DeliveryQuery) -> Result<Dead, Refused> {
+        self.show_dead(query).await
+    }
+
+    async fn begin_job(self: Arc<Self>, kind: JobKind, order: JobOrder, by: String) -> Result<Job, Refused> {
+        self.order_job(kind, order, by).await
+    }
+
+    fn jobs(&self) -> Jobs {
+        Jobs { jobs: self.list_jobs() }
+    }
+
+    fn job(&self, id: &str) -> Result<Job, Refused> {
+        self.show_job(id)
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<Job, Refused> {
+        self.end_job(id)
+    }
+
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<DestinationStatus, Refused> {
+        self.pause(destination, paused).await
+    }
+
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn record(&self, entry: AuditEntry) {
+        self.note_change(entry);
+    }
+
+    fn audit(&self) -> Audit {
+        self.show_changes()
     }
 
     fn status(&self) -> Status {

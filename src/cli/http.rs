@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign::causes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
@@ -47,6 +47,38 @@ impl Client {
                 Err(Failure::Unreachable(format!("{url} did not answer within {} s", TIMEOUT.as_secs())))
             }
         }
+    }
+}
+
+impl Client {
+    /// Reads an answer line by line for as long as it lasts. The answer when it is not a 200.
+    pub(super) async fn lines(
+        &self,
+        request: Request<Bytes>,
+        told: &mut dyn FnMut(&str),
+    ) -> Result<Option<Response<Bytes>>, Failure> {
+        let url = request.uri().clone();
+        let answer =
+            self.0.request(request.map(Full::new)).await.map_err(|error| unreachable(&url, &error))?;
+        let (head, mut body) = answer.into_parts();
+        if head.status != StatusCode::OK {
+            let body = Limited::new(body, ANSWER_MAX).collect().await;
+            let body = body.map_err(|error| unreachable(&url, &*error))?.to_bytes();
+            return Ok(Some(Response::from_parts(head, body)));
+        }
+        let mut unread = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| unreachable(&url, &error))?;
+            unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if unread.len() > ANSWER_MAX {
+                return Err(Failure::Failed(format!("{url} sends a line without an end")));
+            }
+            while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = unread.drain(..=end).collect();
+                told(String::from_utf8_lossy(&line).trim_end());
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -2,12 +2,10 @@
 
 use clap::Subcommand;
 use countersign::admin::{Explained, Rejections, Reverification, Reverifications};
-use http::{Method, StatusCode};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use http::Method;
 
-use super::status::{Gateway, refusal};
+use super::ask::{ask, escaped, print_json};
+use super::status::Gateway;
 use super::{Failure, say};
 
 #[derive(Debug, Subcommand)]
@@ -80,10 +78,6 @@ impl Which {
     }
 }
 
-fn escaped(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
-}
-
 pub(super) fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::List { which, gateway, json } => {
@@ -122,15 +116,6 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
     }
 }
 
-fn ask<T: DeserializeOwned>(gateway: &Gateway, method: Method, path: &str) -> Result<T, Failure> {
-    let answer = gateway.call(method, path)?;
-    if answer.status() != StatusCode::OK {
-        return Err(Failure::Failed(refusal(&answer)));
-    }
-    serde_json::from_slice(answer.body())
-        .map_err(|error| Failure::Failed(format!("this is not what a gateway answers: {error}")))
-}
-
 fn verdict(all: &[Reverification]) -> Result<(), Failure> {
     if all.iter().any(|one| one.outcome == "refused") { Err(Failure::Failed(String::new())) } else { Ok(()) }
 }
@@ -140,11 +125,6 @@ fn line(one: &Reverification) -> String {
         Some(reason) => format!("{} {}: {reason}", one.id, one.outcome),
         None => format!("{} {}", one.id, one.outcome),
     }
-}
-
-fn print_json(document: &impl Serialize) -> Result<(), Failure> {
-    say(&serde_json::to_string_pretty(document).map_err(|error| Failure::Failed(error.to_string()))?);
-    Ok(())
 }
 
 fn print_list(list: &Rejections) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use countersign::admin::Status;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
 
 use super::http::Client;
@@ -64,16 +64,46 @@ pub(super) fn healthcheck(arguments: &HealthArguments) -> Result<(), Failure> {
 impl Gateway {
     /// One request to its admin API.
     pub(super) fn call(&self, method: Method, path: &str) -> Result<Response<Bytes>, Failure> {
+        self.send(method, path, Bytes::new())
+    }
+
+    /// The same, with a JSON document.
+    pub(super) fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Bytes>, Failure> {
+        let request = self.request(method, path, body)?;
+        small_runtime()?.block_on(async { Client::new()?.exchange(request).await })
+    }
+
+    /// Has `told` hear of each event by its name and document, until the gateway ends the list.
+    pub(super) fn events(&self, told: &mut dyn FnMut(&str, &str)) -> Result<(), Failure> {
+        let request = self.request(Method::GET, "/api/v1/events", Bytes::new())?;
+        small_runtime()?.block_on(async {
+            let mut name = String::new();
+            let refused = Client::new()?
+                .lines(request, &mut |line| {
+                    if let Some(event) = line.strip_prefix("event: ") {
+                        event.clone_into(&mut name);
+                    } else if let Some(document) = line.strip_prefix("data: ") {
+                        told(&name, document);
+                    }
+                })
+                .await?;
+            refused.map_or(Ok(()), |answer| Err(Failure::Failed(refusal(&answer))))
+        })
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, Failure> {
         let admin = &self.admin;
         let url = format!("{}{path}", admin.trim_end_matches('/'));
         let mut request = Request::builder().method(method).uri(url);
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
-            .body(Bytes::new())
-            .map_err(|error| Failure::Usage(format!("--admin {admin}: {error}; use http://HOST:PORT")))?;
-        small_runtime()?.block_on(async { Client::new()?.exchange(request).await })
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(body)
+            .map_err(|error| Failure::Usage(format!("--admin {admin}: {error}; use http://HOST:PORT")))
     }
 }
 

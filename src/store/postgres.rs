@@ -23,12 +23,13 @@ use self::held::{Activity, Held};
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::{LEASE, Upkeep};
-use crate::clock::{Timestamp, from_milliseconds};
+use crate::clock::{Moment, Timestamp, from_milliseconds};
 use crate::config::Database;
 use crate::delivery::Delivery;
 use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
 use crate::store::sqlite::Depths;
 use crate::store::{
     Accepted, Arrival, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
@@ -41,6 +42,8 @@ mod error;
 mod handed_over;
 mod held;
 mod lease;
+mod list;
+mod operate;
 mod order;
 mod row;
 mod schema;
@@ -344,5 +347,38 @@ impl Store for Postgres {
             }
         }
         inner.pool.close();
+    }
+}
+
+#[async_trait]
+impl Operators for Postgres {
+    async fn list(&self, filter: Filter, from: Option<Id>, limit: usize) -> Result<Page<Listed>, StoreError> {
+        Ok(self.usable()?.list(&filter, from, limit).await?)
+    }
+
+    async fn history(&self, id: Id) -> Result<History, StoreError> {
+        Ok(self.usable()?.history(id).await?)
+    }
+
+    async fn dead_letters(&self) -> Result<DeadLetters, StoreError> {
+        Ok(self.usable()?.dead_letters().await?)
+    }
+
+    async fn targets(
+        &self,
+        filter: Filter,
+        change: Change,
+        from: Option<Id>,
+    ) -> Result<Page<Target>, StoreError> {
+        Ok(self.usable()?.targets(&filter, change, from).await?)
+    }
+
+    async fn change(
+        &self,
+        change: Change,
+        targets: Vec<Target>,
+        at: Moment,
+    ) -> Result<Vec<Target>, StoreError> {
+        Ok(self.usable()?.change(change, &targets, at).await?)
     }
 }

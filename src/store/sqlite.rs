@@ -16,18 +16,21 @@ use self::directory::Refused;
 use self::handed_over::{HandOver, Show};
 use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
-use self::order::{Disband, Enqueue, Position, Review};
+use self::operate::{Find, Operate};
+use self::order::{Disband, Enqueue, Position, Review, Unplaced};
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
 use self::sweep::{Stage, Sweep};
 use self::work::{Queued, Work};
 use self::writer::Writer;
-use crate::clock::{Timestamp, earlier};
+use crate::clock::{Moment, Timestamp, earlier};
+use crate::dedup::id_keys;
 use crate::delivery::Delivery;
 use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
 use crate::store::{
     self, Accepted, Arrival, Depth, HandedOver, Outlet, Settlement, Store, StoreError, Swept,
 };
@@ -41,7 +44,9 @@ mod error;
 mod handed_over;
 mod health;
 mod lease;
+mod list;
 mod load;
+mod operate;
 mod order;
 mod readers;
 mod row;
@@ -57,7 +62,7 @@ mod work;
 mod writer;
 
 pub use self::check::Checked;
-pub(in crate::store) use self::depths::{Change, Depths};
+pub(in crate::store) use self::depths::{Change as DepthChange, Depths};
 pub use self::error::OpenError;
 pub(in crate::store) use self::row::{Checksum, checksum, decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
@@ -69,6 +74,11 @@ const DATABASE: &str = "countersign.db";
 
 /// Work that may wait for the writer. Seconds of it at any rate that an fsync allows: more would only be late.
 const QUEUE_MAX: usize = 4_096;
+
+/// Connections that read what is on its way.
+const READERS: u32 = 3;
+/// Connections that read what operators ask for: whatever they ask, it takes turns with nothing else.
+const OPERATORS: u32 = 1;
 
 /// How long closing may take: a disk that hangs must not hang the drain. What is left undone was promised to nobody.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
@@ -90,6 +100,7 @@ pub struct Sqlite {
     /// `None` once closed. The writer ends when all copies are gone.
     queue: Mutex<Option<mpsc::Sender<Box<dyn Queued>>>>,
     readers: Readers,
+    operators: Readers,
     depths: Arc<Depths>,
     health: Arc<Health>,
     /// Says which forwards wait for each other, whose keys are read before they are queued.
@@ -125,7 +136,8 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);
     }
     let depths = Arc::new(depths);
-    let readers = Readers::open(&file)?;
+    let readers = Readers::open(&file, READERS)?;
+    let operators = Readers::open(&file, OPERATORS)?;
     directory::sync(&directory).map_err(unusable)?;
 
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
@@ -155,7 +167,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .name("store-writer".to_owned())
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
-    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, depths, health, outlet, running, scrub })
+    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, operators, depths, health, outlet, running, scrub })
 }
 
 /// The right to use a data directory in which there is no store: of a gateway that keeps its deliveries elsewhere. Given up
@@ -225,6 +237,14 @@ impl Sqlite {
         T: Send + 'static,
         F: FnOnce(&rusqlite::Connection) -> rusqlite::Result<T> + Send + 'static,
     {
+        self.read_on(&self.readers, query).await
+    }
+
+    async fn read_on<T, F>(&self, readers: &Readers, query: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
         match self.health.ended() {
             Some(ended) => Err(ended),
             None => {
@@ -236,9 +256,58 @@ impl Sqlite {
                         }
                     })
                 };
-                self.readers.run(query).await
+                readers.run(query).await
             }
         }
+    }
+
+    /// The deliveries that have the filter's delivery id by their claims.
+    async fn claimed(&self, filter: &Filter) -> Result<Vec<Id>, StoreError> {
+        let Some(id) = &filter.delivery_id else { return Ok(Vec::new()) };
+        let keys = match &filter.source {
+            Some(source) => id_keys(source, id).to_vec(),
+            None => filter.claimed_by.iter().flat_map(|source| id_keys(source, id)).collect(),
+        };
+        self.submit(Find { keys }).await
+    }
+}
+
+#[async_trait]
+impl Operators for Sqlite {
+    async fn list(&self, filter: Filter, from: Option<Id>, limit: usize) -> Result<Page<Listed>, StoreError> {
+        let claimed = self.claimed(&filter).await?;
+        self.read_on(&self.operators, move |connection| list::list(connection, &filter, claimed, from, limit))
+            .await
+    }
+
+    async fn history(&self, id: Id) -> Result<History, StoreError> {
+        self.read_on(&self.operators, move |connection| list::history(connection, id)).await
+    }
+
+    async fn dead_letters(&self) -> Result<DeadLetters, StoreError> {
+        self.read_on(&self.operators, list::dead_letters).await
+    }
+
+    async fn targets(
+        &self,
+        filter: Filter,
+        change: Change,
+        from: Option<Id>,
+    ) -> Result<Page<Target>, StoreError> {
+        let claimed = self.claimed(&filter).await?;
+        self.read_on(&self.operators, move |connection| {
+            list::targets(connection, &filter, claimed, change, from)
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        change: Change,
+        targets: Vec<Target>,
+        at: Moment,
+    ) -> Result<Vec<Target>, StoreError> {
+        self.submit(Operate { change, targets, at }).await
     }
 }
 
@@ -307,8 +376,8 @@ impl Store for Sqlite {
         while let Some(after) = next {
             let (order, to) = (Arc::clone(&order), Arc::clone(&destination));
             let unplaced = self.read(move |connection| order::unplaced(connection, &order, &to, &after));
-            let forwards;
-            (forwards, next) = unplaced.await?;
+            let Unplaced { forwards, last } = unplaced.await?;
+            next = last;
             if !forwards.is_empty() {
                 self.submit(Enqueue { destination: Arc::clone(&destination), forwards }).await?;
             }
@@ -365,6 +434,7 @@ impl Store for Sqlite {
         self.health.close();
         let ended = async {
             self.readers.close().await;
+            self.operators.close().await;
             // An error is the sign: the sender has been dropped.
             while self.running.clone().changed().await.is_ok() {}
         };

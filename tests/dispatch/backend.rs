@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -95,6 +96,32 @@ impl Backend {
 
     pub(crate) async fn always(reply: Reply) -> Self {
         Self::start(move |_| reply.clone()).await
+    }
+
+    /// Takes its time, and fails what comes when it has more than `most` at once.
+    pub(crate) async fn overloaded(most: usize, time: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let backend =
+            Self { address: listener.local_addr().unwrap(), seen: Arc::default(), busy: Arc::default() };
+        let serving = backend.clone();
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let serving = serving.clone();
+                tokio::spawn(async move {
+                    while read_request(&mut stream, connection).await.is_some() {
+                        let busy = serving.busy.0.fetch_add(1, Ordering::SeqCst) + 1;
+                        tokio::time::sleep(time).await;
+                        let status = Reply::status(if busy > most { 503 } else { 200 });
+                        serving.busy.0.fetch_sub(1, Ordering::SeqCst);
+                        if reply(&mut stream, status).await.is_none() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        backend
     }
 
     /// Does first these, then answers 200.

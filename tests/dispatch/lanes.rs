@@ -343,6 +343,67 @@ async fn places_may_be_taken_and_used_outside_of_the_runtime() {
     eventually("all are delivered", || gateway.delivered() == 50).await;
 }
 
+/// The backend fails as soon as it has more than eight at once.
+#[tokio::test]
+async fn an_adaptive_lane_stays_below_what_its_backend_bears_and_shows_where_it_is() {
+    let slow = Duration::from_millis(50);
+    let backend = Backend::overloaded(8, slow).await;
+    let mut to = destination("legacy", &backend.url("/"));
+    to.concurrency = Concurrency::Adaptive(NonZeroUsize::new(64).unwrap());
+    let gateway = Gateway::start([to]);
+    let shown = || gateway.metrics.lane_concurrency.with_label_values(&["legacy"]).get();
+    assert_eq!(shown(), 1, "nothing is known yet");
+    for _ in 0..300 {
+        gateway.forward(delivery(b"{}"), "legacy");
+    }
+    eventually("it is allowed more", || shown() >= 3).await;
+    eventually("all are delivered", || gateway.delivered() == 300).await;
+    assert!(shown() <= 16, "{}", shown());
+    assert_eq!(i64::try_from(gateway.lanes.states()[0].concurrency), Ok(shown()));
+    let failed = gateway.attempts("legacy", Outcome::RetryableStatus);
+    assert!(failed < 100, "{failed} of 300 were too many at once");
+    // A reload that fixes it holds at once.
+    gateway.lanes.apply(&[Arc::new(destination("legacy", &backend.url("/")))]);
+    assert_eq!((shown(), gateway.lanes.states()[0].concurrency), (4, 4));
+}
+
+/// Each of them at the same time, for a while: what they do to their own lane is told elsewhere, outcome by outcome.
+#[tokio::test]
+async fn backends_that_misbehave_in_every_way_leave_another_lane_as_it_was() {
+    let endless = || Reply::Endless(b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b'x'; 65_536]);
+    let dripping = || Reply::Endless(b"HTTP/1.1 200 OK\r\nx: ".to_vec(), b"x".to_vec());
+    let misbehaving = [
+        ("hangs", Reply::hang()),
+        ("drips", dripping()),
+        ("resets", Reply::SendAndReset(b"HTTP/1.1 2".to_vec())),
+        ("giant", endless()),
+        ("invalid", Reply::Send(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec())),
+        ("redirects", Reply::with_header(302, "location: /")),
+    ];
+    let good = Backend::always(Reply::status(200)).await;
+    let mut destinations = vec![destination("good", &good.url("/"))];
+    let mut names = Vec::new();
+    for (name, reply) in misbehaving {
+        destinations.push(destination(name, &Backend::always(reply).await.url("/")));
+        names.push(name);
+    }
+    destinations.push(destination("untrusted", &format!("https://127.0.0.1:{}/", good.address.port())));
+    destinations.push(destination("nameless", "http://nowhere.invalid/"));
+    names.extend(["untrusted", "nameless"]);
+    let gateway = Gateway::start(destinations);
+    for _ in 0..100 {
+        for name in &names {
+            gateway.forward(delivery(b"{}"), name);
+        }
+        gateway.forward(delivery(b"{}"), "good");
+    }
+    let delivered = || gateway.attempts("good", Outcome::Delivered) == 100;
+    eventually("the good lane is empty", delivered).await;
+    assert_eq!(state(&gateway, "good"), LaneState::Open);
+    let attempts = |name| Outcome::ALL.map(|outcome| gateway.attempts(name, outcome)).iter().sum::<u64>();
+    assert_eq!(attempts("good"), 100, "each was attempted once");
+}
+
 #[tokio::test]
 async fn every_series_of_a_destination_is_there_from_the_start() {
     let gateway = Gateway::start([destination("legacy", "http://127.0.0.1:9/")]);

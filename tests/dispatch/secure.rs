@@ -98,7 +98,7 @@ impl Backend {
                             let text = |name: &str| {
                                 head.headers.get(name).map(|value| value.to_str().unwrap().to_owned())
                             };
-                            let host = head.uri.authority().map(|name| name.to_string()).or(text("host"));
+                            let host = head.uri.authority().map(ToString::to_string).or(text("host"));
                             let authorization = text("authorization");
                             let version = head.version;
                             let number = {
@@ -154,11 +154,10 @@ async fn a_backend_that_chooses_http2_gets_it_with_bodies_of_any_size_over_one_c
         let gateway = Gateway::start([backend.destination(&[&known], None)]);
         let mut large = delivery(b"");
         large.body = Bytes::from(vec![b'x'; 5 << 20]);
-        let mut delivered = 0;
-        for (sent, bytes) in [(delivery(b"{}"), 2), (large, 5 << 20), (delivery(b""), 0)] {
+        let sizes = [(delivery(b"{}"), 2), (large, 5 << 20), (delivery(b""), 0)];
+        for (before, (sent, bytes)) in sizes.into_iter().enumerate() {
             gateway.forward(sent, "legacy");
-            delivered += 1;
-            eventually("it is delivered", || gateway.delivered() == delivered).await;
+            eventually("it is delivered", || gateway.delivered() == before + 1).await;
             let seen = backend.seen.lock().unwrap();
             let last = seen.last().unwrap();
             assert_eq!((last.version, last.body, last.connection), (version, bytes, 0), "{protocols:?}");

@@ -20,7 +20,7 @@ const MOVES: [u64; 8] = [100, 1_000, 5_000, 10_000, 20_000, 61_000, 300_000, 1_9
 /// What retention keeps of the delivered.
 const KEEP: Duration = Duration::from_mins(5);
 /// Looks, 50 µs apart at least, until a moment that should have come has not.
-const LOOKS: usize = 20_000;
+const LOOKS: usize = 6_000;
 /// Looks after which a lane that was just looking when time moved is given the time to look again, which is 30 s at most.
 const LOOKS_AGAIN: usize = 300;
 /// For what hangs to be cut off by its timeout, and the longest pause to end.

@@ -6,6 +6,7 @@ mod backend;
 mod sender;
 mod support;
 
+mod admin;
 mod bounded;
 mod commands;
 mod durable;
@@ -18,6 +19,7 @@ mod operate;
 mod order;
 mod readme;
 mod rejections;
+mod replays;
 mod sync;
 mod trust;
 mod verified;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use countersign::config::Database;
 use countersign::metrics::Metrics;
+use countersign::store::Outlet;
 use countersign::store::postgres::{OpenError, Options, Postgres, open};
-use countersign::store::{Outlet, Store};
 
 use crate::server::Server;
-use crate::support::Engine;
+use crate::support::{Engine, Whole};
 
 /// An empty database of the tests' server.
 pub(crate) struct Shared {
@@ -29,7 +29,7 @@ impl Shared {
 
 #[async_trait]
 impl Engine for Shared {
-    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Store> {
+    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Whole> {
         Arc::new(self.try_open(outlet).await.unwrap())
     }
 }

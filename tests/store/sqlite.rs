@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::support::{Bench, Draft, Engine, Lanes, at, draft};
+use crate::support::{Bench, Draft, Engine, Lanes, Whole, at, draft};
 
 /// A data directory that vanishes with the test.
 pub(crate) struct Embedded {
@@ -44,7 +44,7 @@ impl Embedded {
 
 #[async_trait]
 impl Engine for Embedded {
-    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Store> {
+    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Whole> {
         Arc::new(self.open_now(outlet).unwrap())
     }
 }

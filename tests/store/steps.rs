@@ -6,9 +6,10 @@ use std::time::Duration;
 use countersign::clock::Timestamp;
 use countersign::forward::{Input, Outcome, Progress, RetryPolicy, Schedule, StatusPattern, step};
 use countersign::id::Id;
+use countersign::store::operators::{Change, Target};
 use countersign::store::{Accepted, Lease};
 
-use crate::support::{Bench, Draft, at, draft};
+use crate::support::{Bench, Draft, at, draft, moment};
 
 /// One forward at a time, and where `step` says that it stands.
 struct Walk {
@@ -38,6 +39,9 @@ pub(crate) async fn forwards_move_as_the_state_machine_says(bench: Bench) {
     };
     for _ in 0..300 {
         match walk.progress {
+            Progress::Delivered | Progress::Cancelled if walk.rng.bool() => {
+                walk.operate(Change::Requeue).await
+            }
             Progress::Delivered | Progress::Cancelled => walk.accept().await,
             Progress::Waiting { .. } | Progress::InFlight { .. } | Progress::Dead => walk.change().await,
         }
@@ -77,11 +81,13 @@ impl Walk {
     }
 
     async fn change(&mut self) {
-        match self.rng.u8(0..10) {
+        match self.rng.u8(0..12) {
             0 | 1 => self.now += self.rng.i64(0..30),
             2..5 => self.begin().await,
             5..8 => self.end().await,
             8 => self.requeue().await,
+            9 => self.operate(Change::Cancel).await,
+            10 => self.operate(Change::Purge).await,
             _ => self.start_over().await,
         }
     }
@@ -144,6 +150,24 @@ impl Walk {
         if dead {
             (self.pending_since, self.replay) = (at(self.now), true);
         }
+    }
+
+    /// An operator's change, which may not fit.
+    async fn operate(&mut self, change: Change) {
+        let input = match change {
+            Change::Requeue => Input::Requeue,
+            Change::Cancel => Input::Cancel,
+            Change::Purge => Input::Purge,
+        };
+        let next = self.decide(input);
+        let target: Target = (self.id, "a".into());
+        let now = moment(at(self.now), at(self.now));
+        let changed = self.bench.store.change(change, vec![target.clone()], now).await.unwrap();
+        assert_eq!(changed, if next == self.progress { vec![] } else { vec![target] });
+        if change == Change::Requeue && next != self.progress {
+            (self.pending_since, self.replay) = (at(self.now), true);
+        }
+        self.progress = next;
     }
 
     /// The process ends; what was in flight was cut off.

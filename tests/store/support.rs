@@ -13,6 +13,7 @@ use countersign::delivery::Received;
 use countersign::forward::{Order, Progress};
 use countersign::id::Id;
 use countersign::secret::Secret;
+use countersign::store::operators::Operators;
 use countersign::store::{Accepted, Arrival, AttemptRecord, Depth, Lease, Outlet, Settlement, Slot, Store};
 use countersign::verify::{Enforcement, Message, NamedSecret, Signer, Verified, Verifier, Window, preset};
 use http::{HeaderMap, Method};
@@ -21,15 +22,20 @@ use tokio::sync::Semaphore;
 /// For how long drafts claim their keys.
 pub(crate) const CLAIM: Duration = Duration::from_secs(1_000);
 
+/// Both sides of an engine.
+pub(crate) trait Whole: Store + Operators {}
+
+impl<S: Store + Operators> Whole for S {}
+
 /// What makes a store; opened again, it finds what was stored.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync {
-    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Store>;
+    async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Whole>;
 }
 
 /// An engine with an open store and its lanes.
 pub(crate) struct Bench {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Whole>,
     pub(crate) lanes: Arc<Lanes>,
     engine: Box<dyn Engine>,
 }

@@ -16,7 +16,7 @@ use super::row::{self, Prepared, uuid};
 use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::dedup::Key;
-use crate::store::sqlite::{Change, Entry};
+use crate::store::sqlite::{DepthChange, Entry};
 use crate::store::{Accepted, Arrival, Lease, Slot, StoreError};
 
 /// Every key is inserted, or its row locked until the end, where a claim that has not expired is there: the next statement
@@ -271,8 +271,8 @@ impl Inner {
     }
 }
 
-fn pending(destination: &Arc<str>, since: Timestamp, dead: i8) -> Change {
-    Change { destination: Arc::clone(destination), pending: Some((since, 1)), dead }
+fn pending(destination: &Arc<str>, since: Timestamp, dead: i8) -> DepthChange {
+    DepthChange { destination: Arc::clone(destination), pending: Some((since, 1)), dead }
 }
 
 async fn send(client: &Object, planned: &[Planned], holder: Uuid) -> Result<HashMap<Uuid, Verdict>, Trouble> {

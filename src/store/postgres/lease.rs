@@ -15,7 +15,7 @@ use crate::clock::{Timestamp, from_milliseconds};
 use crate::delivery::Delivery;
 use crate::id::Id;
 use crate::store::Lease;
-use crate::store::sqlite::{Change, Entry};
+use crate::store::sqlite::{DepthChange, Entry};
 
 /// Bytes of bodies in one lease, beyond which it is cut short: a lane's window must not fill the memory.
 pub(super) const BYTES_MAX: i64 = 16 << 20;
@@ -151,7 +151,7 @@ impl Inner {
             Ok(rows) => {
                 if let Some(since) = rows.first().and_then(|row| row.try_get(0).ok()).map(from_milliseconds) {
                     let pending = Some((since, -1));
-                    let change = Change { destination: Arc::clone(destination), pending, dead: 1 };
+                    let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
                     self.depths.apply(vec![change]);
                     Entry::Dead.count(destination, &self.metrics);
                 }

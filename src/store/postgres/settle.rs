@@ -14,7 +14,7 @@ use super::{Inner, connect, lease, order};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::dedup::Key;
 use crate::forward::{Order, Progress};
-use crate::store::sqlite::{Change, Entry};
+use crate::store::sqlite::{DepthChange, Entry};
 use crate::store::{Settlement, StoreError};
 
 const SETTLE: &str = "
@@ -168,13 +168,13 @@ fn entry(next: Progress) -> Option<Entry> {
 }
 
 /// What it does to the depth of its lane, of a forward that has been pending since then.
-fn change(settlement: &Settlement, since: Timestamp) -> Option<Change> {
+fn change(settlement: &Settlement, since: Timestamp) -> Option<DepthChange> {
     let dead = match settlement.next {
         Progress::Waiting { .. } | Progress::InFlight { .. } => return None,
         Progress::Delivered | Progress::Cancelled => 0,
         Progress::Dead => 1,
     };
-    Some(Change { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
+    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
 }
 
 /// Since when those have been pending that were settled, by their place among the jobs.

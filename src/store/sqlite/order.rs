@@ -154,14 +154,21 @@ pub(super) struct Position {
     id: Vec<u8>,
 }
 
-/// Pending forwards behind `after` that have no place in `order`, with their keys, and how far it has looked; `None` when
-/// there are no more.
+/// What a look for forwards without a place has found.
+pub(super) struct Unplaced {
+    /// With their keys.
+    pub(super) forwards: Vec<(Id, String)>,
+    /// How far it has looked; `None` when there was nothing more.
+    pub(super) last: Option<Position>,
+}
+
+/// Pending forwards behind `after` that have no place in `order`.
 pub(super) fn unplaced(
     connection: &Connection,
     order: &Order,
     destination: &str,
     after: &Position,
-) -> rusqlite::Result<(Vec<(Id, String)>, Option<Position>)> {
+) -> rusqlite::Result<Unplaced> {
     let mut select = connection.prepare_cached(
         "SELECT state, due_at, delivery FROM forward INDEXED BY forward_pending
          WHERE settled_at IS NULL AND destination = ?1 AND (state, due_at, delivery) > (?2, ?3, ?4)
@@ -191,7 +198,7 @@ pub(super) fn unplaced(
         }
         last = Some(Position { state: row.get(0)?, due_at: row.get(1)?, id: row.get(2)? });
     }
-    Ok((found, last))
+    Ok(Unplaced { forwards: found, last })
 }
 
 /// Gives forwards their places, by the time of their receipt where they had none.

@@ -10,20 +10,19 @@ use super::health::lock;
 use super::{OpenError, schema};
 use crate::store::StoreError;
 
-const CONNECTIONS: u32 = 3;
-
 #[derive(Debug)]
 pub(super) struct Readers {
     /// As many permits as there are idle connections.
     free: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    connections: u32,
 }
 
 impl Readers {
-    pub(super) fn open(file: &Path) -> Result<Self, OpenError> {
-        let idle = (0..CONNECTIONS).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>();
+    pub(super) fn open(file: &Path, connections: u32) -> Result<Self, OpenError> {
+        let idle = (0..connections).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>();
         let idle = idle.map_err(|error| schema::failure(file, error))?;
-        Ok(Self { free: Arc::new(Semaphore::new(idle.len())), idle: Arc::new(Mutex::new(idle)) })
+        Ok(Self { free: Arc::new(Semaphore::new(idle.len())), idle: Arc::new(Mutex::new(idle)), connections })
     }
 
     /// Runs `query` on a connection of its own, off the runtime's threads.
@@ -48,7 +47,7 @@ impl Readers {
 
     /// Waits for running queries and closes the connections.
     pub(super) async fn close(&self) {
-        if let Ok(_all) = self.free.acquire_many(CONNECTIONS).await {
+        if let Ok(_all) = self.free.acquire_many(self.connections).await {
             lock(&self.idle).clear();
             self.free.close();
         }

@@ -16,7 +16,7 @@ use super::{OpenError, space, verdict};
 pub(super) const APPLICATION_ID: i32 = 0x4373_476e;
 
 /// The format that this version writes.
-const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 3;
 
 /// No version will have a format as high as this one: a number above it is a damaged one.
 const NEVER: u32 = 1 << 16;
@@ -95,7 +95,7 @@ pub(super) fn seal(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// An empty database of `format`.
-fn model(format: u32) -> rusqlite::Result<Connection> {
+pub(super) fn model(format: u32) -> rusqlite::Result<Connection> {
     let model = Connection::open_in_memory()?;
     for migration in &MIGRATIONS[..format as usize] {
         model.execute_batch(migration)?;

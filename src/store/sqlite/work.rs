@@ -108,6 +108,16 @@ impl<'o> Effects<'o> {
         self.change(destination, Entry::Requeued, (since, 1), -1);
     }
 
+    /// One that was delivered or cancelled is to be delivered again.
+    pub(super) fn replayed(&mut self, destination: &Arc<str>, since: Timestamp) {
+        self.change(destination, Entry::Requeued, (since, 1), 0);
+    }
+
+    /// A dead letter is cancelled. It was settled when it died, and is not settled again.
+    pub(super) fn buried(&mut self, destination: &Arc<str>) {
+        self.changes.push(Change { destination: Arc::clone(destination), pending: None, dead: -1 });
+    }
+
     fn change(&mut self, destination: &Arc<str>, entry: Entry, pending: (Timestamp, i8), dead: i8) {
         self.entries.push((Arc::clone(destination), entry));
         self.changes.push(Change { destination: Arc::clone(destination), pending: Some(pending), dead });
