@@ -41,6 +41,7 @@ mod sockets;
 mod status;
 mod time;
 mod upkeep;
+mod uses;
 mod waiting;
 
 pub use handover::HandoverError;
@@ -50,6 +51,7 @@ pub use sockets::{SocketError, Sockets};
 use engine::Engine;
 use handover::Door;
 use paused::Paused;
+use uses::Uses;
 
 /// A running gateway.
 pub struct App {
@@ -84,6 +86,7 @@ struct Parts {
     quarantine: Arc<Quarantine>,
     /// Given up when everything in it is closed.
     directory: Mutex<Option<Directory>>,
+    uses: Uses,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
     certificate: Certificate,
@@ -208,6 +211,8 @@ impl App {
             clock.clone(),
             metrics.clone(),
         );
+        let uses = Uses::new(Arc::clone(&store), metrics.clone());
+        uses.begin(&config, clock.now()).await;
         let (certificate, serving) = listener.serve(Arc::clone(&ingest), stages.stopping.clone());
         let parts = Arc::new(Parts {
             ingest,
@@ -228,6 +233,7 @@ impl App {
             paused,
             quarantine,
             directory: Mutex::new(directory),
+            uses,
             lanes,
         });
         parts.note_loaded(true);

@@ -13,10 +13,12 @@ use ipnet::IpNet;
 use crate::forward::{BreakerPolicy, Concurrency, Order, RetryPolicy};
 use crate::identity::SubjectRule;
 use crate::secret::Secret;
+use crate::shape::Shape;
 use crate::units::Rate;
 use crate::verify::{Signer, Verifier};
 
 mod backend;
+mod countersign;
 mod database;
 mod destination;
 mod file;
@@ -24,10 +26,13 @@ mod listen;
 mod networks;
 mod render;
 mod secrets;
+mod shape;
 mod source;
 mod values;
 mod verification;
+mod when;
 
+pub use crate::route::Route;
 pub use backend::{BackendTls, ClientIdentity};
 pub use database::{Database, Proof};
 pub use file::{ConfigError, Refused, environment, load, parse};
@@ -218,15 +223,6 @@ pub enum ReplayGuard {
     Off,
 }
 
-/// An element of `source.to`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The destination's name.
-    pub destination: Arc<str>,
-    /// Event types to forward, with `*` for any run of characters; empty forwards all.
-    pub events: Vec<String>,
-}
-
 /// `source.ack`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ack {
@@ -264,7 +260,18 @@ pub struct Destination {
     /// Which of its forwards wait for each other; `None` when none does.
     pub order: Option<Arc<Order>>,
     /// Makes the countersignature; `None` does not sign.
-    pub sign: Option<Signer>,
+    pub sign: Option<Countersign>,
     /// Headers to set; secret ones are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How its requests differ from what the provider sent.
+    pub shape: Shape,
+}
+
+/// `destination.sign`
+#[derive(Debug, Clone)]
+pub enum Countersign {
+    /// In one format, whichever source a delivery came in by: Standard Webhooks.
+    Uniform(Box<Signer>),
+    /// In the format of the source that a delivery came in by, by its name.
+    AsProvider(Vec<(Arc<str>, Signer)>),
 }

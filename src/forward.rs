@@ -283,7 +283,7 @@ mod tests {
         for outcome in Outcome::ALL {
             match outcome {
                 Outcome::Delivered => check(&policy(), THIRD, answered(outcome), Progress::Delivered, &[]),
-                Outcome::Rejected | Outcome::Redirected | Outcome::Unsendable => {
+                Outcome::Rejected | Outcome::Redirected | Outcome::Unsendable | Outcome::TemplateFailed => {
                     check(&policy(), THIRD, answered(outcome), Progress::Dead, &[Action::Mourn]);
                 }
                 Outcome::RetryableStatus

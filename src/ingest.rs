@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Moment, Timestamp, from_milliseconds, later};
 use crate::config::{Config, ReplayGuard, SYNC_ROOM, Source};
 use crate::dedup::Keys;
-use crate::delivery::Received;
+use crate::delivery::{Delivery, Received};
 use crate::id::Id;
 use crate::metrics::{Metrics, UNMATCHED};
 use crate::replies::Backends;
+use crate::route::{Matched, matching};
 use crate::store::quarantine::{BODY_BYTES_MAX, Quarantine, Rejected};
 use crate::store::{Accepted, Arrival, HandedOver, Store, StoreError};
 use crate::verify::{Enforcement, HANDSHAKE_BYTES_MAX, HandshakeAnswer, HandshakeRefusal, Refusal, Verified};
@@ -444,20 +445,22 @@ impl Ingest {
     async fn claim(&self, source: &Source, verified: Arc<Verified>) -> Result<Settled, Rejection> {
         let delivery = verified.delivery();
         let (id, body_bytes) = (delivery.id, delivery.body.len());
-        let destinations = self.destinations(source, delivery.event.as_deref());
-        let first = self.sync.begin(source, id, &destinations);
+        let matched = self.matched(source, delivery).await;
+        let destinations = matched.as_ref().map_or(&[][..], |matched| &matched.destinations);
+        let first = self.sync.begin(source, id, destinations);
         let at = Moment { wall: delivery.received_at, steady: self.clock.steady() };
         let arrival = Arrival {
             at,
             keys: Keys::of(&verified, source.replay_guard != ReplayGuard::Off),
             claimed_until: later(at.latest(), source.dedup_ttl),
-            destinations,
+            destinations: destinations.to_vec(),
             revive_dead: source.revive_dead,
             verified,
         };
         match self.gate.claim(arrival).await? {
             Accepted::Stored => {
                 tracing::debug!(source = %source.name, %id, body_bytes, "delivery stored");
+                self.note_matched(source, id, matched.as_ref());
                 self.metrics.ingest_body_bytes.with_label_values(&[&*source.name]).observe(body_bytes as f64);
                 Ok(Settled::Stored(first))
             }
@@ -516,17 +519,34 @@ impl Ingest {
         self.metrics.ingest_handshake_last.with_label_values(&[&*source.name]).set(at);
     }
 
-    /// Where an event of this type goes; nothing matched is counted, never lost quietly.
-    fn destinations(&self, source: &Source, event: Option<&str>) -> Vec<Arc<str>> {
-        if event.is_some_and(|event| source.drop_events.iter().any(|dropped| dropped == event)) {
-            self.metrics.ingest_dropped.with_label_values(&[&*source.name]).inc();
-            return Vec::new();
+    /// Where a delivery goes; `None` for an event that its source drops.
+    async fn matched(&self, source: &Source, delivery: &Arc<Delivery>) -> Option<Matched> {
+        if delivery.event.as_ref().is_some_and(|event| source.drop_events.contains(event)) {
+            return None;
         }
-        let destinations = routes::matching(&source.to, event);
-        if destinations.is_empty() {
-            self.metrics.ingest_unrouted.with_label_values(&[&*source.name]).inc();
+        if delivery.body.len() < LARGE_BODY_BYTES || source.to.iter().all(|route| route.when.is_none()) {
+            return Some(matching(&source.to, delivery));
         }
-        destinations
+        let (routes, delivery) = (source.to.clone(), Arc::clone(delivery));
+        let work = tokio::task::spawn_blocking(move || matching(&routes, &delivery)).await;
+        // A bug, which has been logged where it panicked: what nobody could judge goes everywhere.
+        Some(work.unwrap_or_else(|_| Matched::everything(&source.to)))
+    }
+
+    /// Counts where a stored delivery went; one that goes nowhere is never lost quietly.
+    fn note_matched(&self, source: &Source, id: Id, matched: Option<&Matched>) {
+        let name = &*source.name;
+        let Some(matched) = matched else {
+            return self.metrics.ingest_dropped.with_label_values(&[name]).inc();
+        };
+        for (destination, why) in &matched.unjudged {
+            self.metrics.ingest_unjudged.with_label_values(&[name, destination]).inc();
+            tracing::warn!(source = name, %destination, %id, %why, "forwarded, since its condition could not be judged");
+        }
+        if matched.destinations.is_empty() {
+            self.metrics.ingest_unrouted.with_label_values(&[name]).inc();
+            tracing::info!(source = name, %id, "stored as unrouted: no destination takes it");
+        }
     }
 
     fn note_observed(&self, source: &Source, refusal: Refusal) {
@@ -635,6 +655,9 @@ impl Ingest {
                 &m.ingest_rejections_unlogged,
             ] {
                 counter.with_label_values(&[name]);
+            }
+            for route in source.to.iter().filter(|route| route.when.is_some()) {
+                m.ingest_unjudged.with_label_values(&[name, &route.destination]);
             }
             m.ingest_ack_duration.with_label_values(&[name]);
             if source.sync_deadline.is_some() {

@@ -9,6 +9,7 @@ pub mod causes;
 pub mod clock;
 pub mod id;
 pub mod identity;
+mod json;
 mod pages;
 pub mod rate;
 pub mod reader;
@@ -18,6 +19,8 @@ pub mod units;
 pub mod dedup;
 pub mod delivery;
 pub mod forward;
+pub mod route;
+pub mod shape;
 pub mod verify;
 
 pub mod config;

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub ingest_observed: IntCounterVec,
     /// Stored deliveries that matched no destination.
     pub ingest_unrouted: IntCounterVec,
+    /// Conditions of routes that could not be judged, so that the delivery was forwarded.
+    pub ingest_unjudged: IntCounterVec,
     /// Stored deliveries of an event type that the source drops.
     pub ingest_dropped: IntCounterVec,
     /// Requests that were answered 503 at the deadline; `ingest_requests` counts what became of them afterwards.
@@ -187,6 +189,11 @@ impl Metrics {
                 "ingest_unrouted_total",
                 "Stored deliveries that matched no destination.",
                 &["source"],
+            ),
+            ingest_unjudged: c.counters(
+                "ingest_conditions_unjudged_total",
+                "Conditions of routes that could not be judged, so that the delivery was forwarded; the log says why.",
+                &["source", "destination"],
             ),
             ingest_dropped: c.counters(
                 "ingest_dropped_events_total",

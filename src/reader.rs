@@ -333,6 +333,13 @@ impl<'d> Value<'d> {
         self.report(message.into(), help.into(), Severity::Error);
     }
 
+    /// Reports that the value cannot be used because of what stands at byte `at` of the text.
+    pub fn wrong_at(&self, at: usize, message: impl Into<String>, help: impl Into<String>) {
+        let (message, help) = (message.into(), help.into());
+        let (span, path) = (at..self.span.end.max(at), self.path.clone());
+        self.problems.push(Problem { span, path, message, help, severity: Severity::Error });
+    }
+
     /// Reports a doubt about the value.
     pub fn doubtful(&self, message: impl Into<String>, help: impl Into<String>) {
         self.report(message.into(), help.into(), Severity::Warning);

@@ -114,6 +114,21 @@ pub struct HandedOver {
     pub secret: Secret,
 }
 
+/// How a secret of a source has been used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UseOfSecret {
+    /// The source.
+    pub source: Arc<str>,
+    /// The secret's name.
+    pub secret: Arc<str>,
+    /// When the count began.
+    pub since: Timestamp,
+    /// How many requests it has verified.
+    pub uses: u64,
+    /// When it last did.
+    pub last_used: Option<Timestamp>,
+}
+
 /// How full a lane is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
@@ -191,6 +206,12 @@ pub trait Store: Send + Sync {
 
     /// The secrets that were handed over to `source`, which are then kept no more.
     async fn show_handed_over(&self, source: Arc<str>) -> Result<Vec<HandedOver>, StoreError>;
+
+    /// Writes how secrets have been used by now, in the place of what was known of them.
+    async fn note_uses(&self, uses: Vec<UseOfSecret>) -> Result<(), StoreError>;
+
+    /// How secrets have been used, as it was last noted; also of some that are configured no more.
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError>;
 
     /// Leases up to `limit` forwards of `destination` that are due, oldest due first, and counts their attempts. Fewer
     /// when their bodies are large: there is more to lease for as long as [`Store::next_due`] lies in the past.

@@ -69,14 +69,14 @@ mod token;
 mod window;
 
 pub use check::{Proof, Published};
-pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource};
+pub use explain::{BodyChange, Captured, Cause, Explanation, OtherSource, Part};
 pub use handshake::{Handshake, HandshakeAnswer, HandshakeOptions, HandshakeRefusal};
 pub use place::{Place, PlaceError};
 pub use presets::{Preset, preset, presets};
 pub use refusal::Refusal;
 pub use rotation::{Advice, SecretUse, advise};
 pub use scheme::{NotTokenAuth, Scheme};
-pub use sign::{Message, Signer};
+pub use sign::{Message, SignedAgain, SignedRequest, Signer};
 pub use window::Window;
 
 pub(crate) use handshake::BODY_BYTES_MAX as HANDSHAKE_BYTES_MAX;

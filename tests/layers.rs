@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     (
         "leaves",
-        &["address", "causes", "clock", "id", "identity", "pages", "rate", "reader", "secret", "units"],
+        &[
+            "address", "causes", "clock", "id", "identity", "json", "pages", "rate", "reader", "secret",
+            "units",
+        ],
     ),
-    ("domain", &["delivery", "dedup", "forward", "verify"]),
+    ("domain", &["delivery", "dedup", "forward", "route", "shape", "verify"]),
     ("services", &["config", "metrics", "patience", "replies"]),
     ("store", &["store"]),
     ("edges", &["ingest", "dispatch", "admin"]),

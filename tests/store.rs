@@ -16,6 +16,8 @@ mod order;
 mod postgres;
 #[path = "store/retention.rs"]
 mod retention;
+#[path = "store/secrets.rs"]
+mod secrets;
 #[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
 #[path = "shared/postgres.rs"]
 mod server;
@@ -85,6 +87,10 @@ macro_rules! conformance {
             a_purged_one_can_be_replayed_until_retention_takes_it
             what_is_cancelled_is_not_leased_and_not_settled
             depths_follow_what_operators_change
+        );
+        conformance!($engine, secrets:
+            the_use_of_secrets_is_known_after_a_restart
+            a_secret_that_was_handed_over_is_shown_once
         );
         conformance!($engine, steps: forwards_move_as_the_state_machine_says);
         conformance!($engine, retention:

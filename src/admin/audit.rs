@@ -89,6 +89,10 @@ pub(super) async fn operators_only(
     let path = path.unwrap_or_else(|| request.uri().path().to_owned());
     let action = format!("{} {path}", request.method());
     let response = next.run(request).await;
+    // Of another method there is nothing here that could have changed something.
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        return response;
+    }
     let detail = response.extensions().get::<Detail>().map(|detail| detail.0.clone()).unwrap_or_default();
     gateway.record(AuditEntry {
         at: String::new(),

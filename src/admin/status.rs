@@ -63,6 +63,8 @@ pub struct SourceStatus {
     pub duplicate: u64,
     /// Requests refused.
     pub rejected: u64,
+    /// Deliveries stored since the start that no route took.
+    pub unrouted: u64,
     /// In the order of the configuration.
     pub secrets: Vec<SecretStatus>,
 }

@@ -280,7 +280,7 @@ mod tests {
     fn times_are_moments_or_spans() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let check = |text, second: Option<i64>| {
-            let found = moment("since", text, now).ok().map(|at| at.as_second());
+            let found = moment("since", text, now).ok().map(Timestamp::as_second);
             assert_eq!(found, second, "{text}");
         };
         check("2h", Some(992_800));

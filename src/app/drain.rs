@@ -62,6 +62,7 @@ impl App {
         };
         tokio::join!(finish, parts.lanes.drain(patience, settled_by));
 
+        let _ = timeout_at(settled_by, parts.note_uses()).await;
         // No thread holds a file of the directory when the store lets the next gateway in.
         let quarantine = std::sync::Arc::clone(&parts.quarantine);
         let closed = tokio::task::spawn_blocking(move || quarantine.close());

@@ -11,7 +11,9 @@ use crate::clock::Timestamp;
 use crate::delivery::Delivery;
 use crate::forward::{Order, State};
 use crate::id::Id;
-use crate::store::{Accepted, Arrival, Depth, HandedOver, Lease, Settlement, Store, StoreError, Swept};
+use crate::store::{
+    Accepted, Arrival, Depth, HandedOver, Lease, Settlement, Store, StoreError, Swept, UseOfSecret,
+};
 
 pub(super) struct Observed {
     pub(super) store: Arc<dyn Store>,
@@ -64,6 +66,14 @@ impl Store for Observed {
 
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
         self.store.arrange(destination, order).await
+    }
+
+    async fn note_uses(&self, uses: Vec<UseOfSecret>) -> Result<(), StoreError> {
+        self.store.note_uses(uses).await
+    }
+
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
+        self.store.uses().await
     }
 
     async fn delivery(&self, id: Id) -> Result<Option<Delivery>, StoreError> {

@@ -67,9 +67,9 @@ impl Parts {
             changed.remove(name)
         };
         if changed != *names {
-            let (file, text) =
-                (self.paused.file.clone(), changed.iter().map(|name| format!("{name}\n")).collect());
-            let written = spawn_blocking(move || write(&file, text)).await;
+            let file = self.paused.file.clone();
+            let text: String = changed.iter().map(|name| format!("{name}\n")).collect();
+            let written = spawn_blocking(move || write(&file, &text)).await;
             let failed = |error: &dyn std::fmt::Display| {
                 Refused::Unavailable(format!("it cannot be written down, and has not been done: {error}"))
             };
@@ -88,7 +88,7 @@ impl Parts {
 }
 
 /// Replaces the file; whole and on disk when it returns.
-fn write(file: &Path, text: String) -> io::Result<()> {
+fn write(file: &Path, text: &str) -> io::Result<()> {
     let new = file.with_extension("new");
     let mut written = File::create(&new)?;
     written.write_all(text.as_bytes())?;

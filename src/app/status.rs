@@ -13,7 +13,7 @@ use crate::admin::{
     Jobs, Operator, Refused, RejectionQuery, Rejections, Reloaded, Reverification, Reverifications,
     SecretStatus, SourceStatus, Status, StoreStatus,
 };
-use crate::clock::{Timestamp, elapsed, from_milliseconds};
+use crate::clock::{Timestamp, elapsed};
 use crate::config::Source;
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
@@ -149,6 +149,7 @@ impl Gateway for Parts {
             stored: requests(&source.name, "stored"),
             duplicate: requests(&source.name, "duplicate"),
             rejected: requests(&source.name, "rejected"),
+            unrouted: self.metrics.ingest_unrouted.with_label_values(&[&*source.name]).get(),
             secrets: self.secrets(source),
         });
         let (depths, lanes) = (self.store.depths(), self.lanes.states());
@@ -204,16 +205,8 @@ impl Gateway for Parts {
 impl Parts {
     /// How the secrets of a source have been used, and what follows from that.
     fn advised(&self, source: &Source) -> Vec<(SecretUse, Option<Advice>)> {
-        let with_use = |secret: SecretUse| {
-            let labels = [&*source.name, &*secret.name];
-            let last_used = self.metrics.verify_secret_last_used.with_label_values(&labels).get();
-            SecretUse {
-                last_used: (last_used > 0.0).then(|| from_milliseconds((last_used * 1e3) as i64)),
-                uses: self.metrics.verify_secret_uses.with_label_values(&labels).get(),
-                ..secret
-            }
-        };
-        let secrets: Vec<_> = source.verifier.secrets().map(with_use).collect();
+        let secrets = source.verifier.secrets().map(|secret| self.uses.tell(&source.name, secret));
+        let secrets: Vec<_> = secrets.collect();
         let advice = advise(&secrets, self.started_at, self.clock.now());
         secrets.into_iter().zip(advice).collect()
     }

@@ -14,13 +14,15 @@ use crate::store::StoreError;
 const WATCH: Duration = Duration::from_millis(250);
 /// How often retention looks for what it may remove.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How often the use of secrets is noted.
+const NOTE: Duration = Duration::from_secs(60);
 
 impl Parts {
     /// Ends when the gateway stops or the store has shut itself, which it reports through `failure`.
     pub(super) async fn upkeep(self: Arc<Self>, failure: watch::Sender<Option<String>>) {
         let mut ticks = interval(WATCH);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut swept_at = Instant::now();
+        let (mut swept_at, mut noted_at) = (Instant::now(), Instant::now());
         let mut fault = None;
         let mut told = Told::default();
         told.tell(&self);
@@ -45,7 +47,16 @@ impl Parts {
                 told.tell(&self);
                 swept_at = Instant::now();
             }
+            if noted_at.elapsed() >= NOTE {
+                self.note_uses().await;
+                noted_at = Instant::now();
+            }
         }
+    }
+
+    /// Writes down how secrets have been used.
+    pub(super) async fn note_uses(&self) {
+        self.uses.write(&self.config.load_full(), self.clock.now()).await;
     }
 
     async fn sweep(&self) {

@@ -3,6 +3,7 @@
 use countersign::admin::HandedOverSecret;
 use http::{Method, StatusCode};
 
+use super::ask::escaped;
 use super::status::{Gateway, refusal};
 use super::{Failure, say};
 
@@ -18,7 +19,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let path = format!("/api/v1/sources/{}/handed-over", arguments.source);
+    let path = format!("/api/v1/sources/{}/handed-over", escaped(&arguments.source));
     let answer = arguments.gateway.call(Method::POST, &path)?;
     if answer.status() != StatusCode::OK {
         return Err(Failure::Failed(refusal(&answer)));

@@ -15,6 +15,11 @@ pub(super) enum LogFormat {
 pub(super) fn start(format: LogFormat, default: &str) {
     use std::io::IsTerminal as _;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = match "audit=info".parse() {
+        // Who changes what is told, however the rest is filtered, unless this is what is filtered.
+        Ok(audit) if !filter.to_string().contains("audit") => filter.add_directive(audit),
+        Ok(_) | Err(_) => filter,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

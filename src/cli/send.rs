@@ -7,7 +7,7 @@ use countersign::clock::{Clock, Timestamp};
 use countersign::secret::Secret;
 use countersign::verify::{Message, Preset, Signer, preset};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request};
 use serde_json::{Map, Value};
 
 use super::http::Client;
@@ -87,25 +87,27 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
         Some(path) => read(path)?,
         None => sample(preset, &id, event, now),
     };
-    let mut request = Request::builder()
-        .method(&arguments.method)
-        .uri(&arguments.to)
-        .body(body)
-        .map_err(|error| Failure::Usage(format!("--to {}: {error}", arguments.to)))?;
-    if request.uri().host().is_none() {
-        return Err(Failure::Usage(format!("--to {}: use http://HOST:PORT/PATH", arguments.to)));
-    }
     let message = Message {
         method: &arguments.method,
         url: &arguments.to,
         id: Some(&id),
         event: Some(event),
-        body: request.body(),
+        body: &body,
     };
-    let signed: HeaderMap =
-        signer.sign(&message, now).map_err(|error| Failure::Usage(format!("cannot be signed: {error}")))?;
-    request.headers_mut().extend(signed);
-    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let signed = signer
+        .sign_whole(&message, now)
+        .map_err(|error| Failure::Usage(format!("cannot be signed: {error}")))?;
+    let mut request = Request::builder()
+        .method(&arguments.method)
+        .uri(&signed.url)
+        .body(signed.body)
+        .map_err(|error| Failure::Usage(format!("--to {}: {error}", arguments.to)))?;
+    if request.uri().host().is_none() {
+        return Err(Failure::Usage(format!("--to {}: use http://HOST:PORT/PATH", arguments.to)));
+    }
+    *request.headers_mut() = signed.headers;
+    let kind = if signed.is_form { "application/x-www-form-urlencoded" } else { "application/json" };
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(request)
 }
 

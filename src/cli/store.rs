@@ -69,12 +69,12 @@ fn salvage(which: &Which) -> Result<(), Failure> {
     let salvaged = sqlite::salvage(&which.directory()?).map_err(io)?;
     which.tell(&salvaged, || match &salvaged {
         None => say("nothing is damaged"),
-        Some(Salvaged { deliveries, pending, claims, findings, damaged }) => {
+        Some(Salvaged { deliveries, pending, claims, handed_over, findings, damaged }) => {
             tell_findings(findings);
             let lost = findings.iter().filter(|finding| finding.lost).count();
             say(&format!(
-                "kept: {deliveries} deliveries, {pending} forwards waiting, {claims} claims; lost: {lost}; the \
-                 damaged files are in {}",
+                "kept: {deliveries} deliveries, {pending} forwards waiting, {claims} claims, {handed_over} secrets \
+                 that were handed over; lost: {lost}; the damaged files are in {}",
                 damaged.display()
             ));
         }

@@ -1,11 +1,13 @@
 //! `countersign verify`: a captured request, judged by a configuration, without a gateway.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use countersign::clock::{Clock, Timestamp};
-use countersign::config;
-use countersign::verify::{Captured, Explanation, OtherSource};
+use countersign::config::{self, Source};
+use countersign::verify::{Captured, Cause, Explanation, OtherSource, Refusal};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::json;
 
@@ -20,7 +22,8 @@ pub(super) struct Arguments {
     /// The source whose path was asked for
     #[arg(long, value_name = "N")]
     source: String,
-    /// The captured request: request line, headers, an empty line, and the exact body
+    /// The captured request: request line, headers, an empty line, and the exact body; `-` for
+    /// standard input
     #[arg(long, value_name = "FILE")]
     request: PathBuf,
     /// When it was received: Unix seconds or RFC 3339; the present otherwise
@@ -39,8 +42,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let source =
         source.ok_or_else(|| Failure::Usage(format!("there is no source `{}`", arguments.source)))?;
     let text = read(&arguments.request)?;
-    let malformed =
-        || Failure::Usage(format!("{}: this is not a captured request", arguments.request.display()));
+    let malformed = || {
+        Failure::Usage(format!(
+            "{}: this is not a captured request, which begins with a line such as `POST /path HTTP/1.1`, then headers, \
+             an empty line and the exact body",
+            arguments.request.display()
+        ))
+    };
     let request = Request::parse(&text).ok_or_else(malformed)?;
 
     let others = config.sources.iter().filter(|other| other.name != source.name);
@@ -53,53 +61,121 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         headers: &request.headers,
         body: Some(request.body),
         received_at: arguments.at.unwrap_or(now),
-        refused: None,
+        refused: (!source.accept_missing_id).then_some(Refusal::IdMissing),
     };
     let explanation = source.verifier.explain(&captured, &others);
+    let verdict = Verdict::new(&config.sources, source, &request, &explanation, arguments.at.is_none());
     if arguments.json {
-        print_json(&explanation)?;
+        verdict.print_json(explanation.complete)?;
     } else {
-        print(&explanation);
+        verdict.print(explanation.complete);
     }
-    if explanation.refusal.is_none() { Ok(()) } else { Err(Failure::Failed(String::new())) }
+    if verdict.refused.is_none() { Ok(()) } else { Err(Failure::Failed(String::new())) }
+}
+
+/// What the gateway would make of a captured request.
+struct Verdict {
+    /// The reason's label and words.
+    refused: Option<(&'static str, String)>,
+    causes: Vec<Told>,
+}
+
+struct Told {
+    cause: &'static str,
+    proven: bool,
+    text: String,
+    advice: String,
+}
+
+impl Verdict {
+    fn new(
+        sources: &[Arc<Source>],
+        source: &Source,
+        request: &Request<'_>,
+        explanation: &Explanation,
+        is_judged_by_now: bool,
+    ) -> Self {
+        let mut refused = explanation.refusal.map(|refusal| (refusal.label(), refusal.to_string()));
+        let told = |cause: &Cause| {
+            let advice = match cause {
+                // There is nothing to be let in here.
+                Cause::Verifies => "none is needed",
+                Cause::ClockOff { .. } if is_judged_by_now => {
+                    "say with `--at` when it was received; if it was just now, set the clock that is wrong by NTP"
+                }
+                other => other.advice(),
+            };
+            Told {
+                cause: cause.label(),
+                proven: cause.is_proven(),
+                text: cause.to_string(),
+                advice: advice.to_owned(),
+            }
+        };
+        let mut causes: Vec<_> = explanation.causes.iter().map(told).collect();
+        // What comes before any signature: the path, then the method.
+        let path = request.target.split_once('?').map_or(&*request.target, |(path, _)| path);
+        let by_head = if path != source.path {
+            let text = match sources.iter().find(|other| other.path == path) {
+                Some(other) => {
+                    format!("it was sent to {path}, which is the path of the source `{}`", other.name)
+                }
+                None => format!("it was sent to {path}, which is no source's path"),
+            };
+            let advice = format!("tell the sender the path {}", source.path);
+            Some(("no_route", "wrong_path", text, advice))
+        } else if !source.methods.contains(&request.method) {
+            let text = format!("the source does not take the method {}", request.method);
+            Some(("method_not_allowed", "method_not_allowed", text, "list it in `methods`".to_owned()))
+        } else {
+            None
+        };
+        if let Some((label, cause, text, advice)) = by_head {
+            refused = refused.or_else(|| Some((label, text.clone())));
+            causes.retain(|told| told.cause != "verifies");
+            causes.insert(0, Told { cause, proven: true, text, advice });
+        }
+        Self { refused, causes }
+    }
+
+    fn print(&self, complete: bool) {
+        match &self.refused {
+            Some((label, text)) => say(&format!("refused: {text} ({label})")),
+            None => say("accepted"),
+        }
+        for told in &self.causes {
+            say(&format!("{}: {}", if told.proven { "cause" } else { "perhaps" }, told.text));
+            if self.refused.is_some() {
+                say(&format!("  to do: {}", told.advice));
+            }
+        }
+        if !complete {
+            say("not everything was tried: the body is large");
+        }
+    }
+
+    fn print_json(&self, complete: bool) -> Result<(), Failure> {
+        let causes = self.causes.iter().map(|told| {
+            json!({ "cause": told.cause, "proven": told.proven, "text": told.text, "advice": told.advice })
+        });
+        let document = json!({
+            "refused": self.refused.as_ref().map(|(label, _)| label),
+            "causes": causes.collect::<Vec<_>>(),
+            "complete": complete,
+        });
+        say(&serde_json::to_string_pretty(&document).map_err(|error| Failure::Failed(error.to_string()))?);
+        Ok(())
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| Failure::Io(format!("{}: {error}", path.display())))
-}
-
-fn print(explanation: &Explanation) {
-    match explanation.refusal {
-        Some(refusal) => say(&format!("refused: {refusal} ({})", refusal.label())),
-        None => say("accepted"),
-    }
-    for cause in &explanation.causes {
-        say(&format!("{}: {cause}", if cause.is_proven() { "cause" } else { "perhaps" }));
-        if explanation.refusal.is_some() {
-            say(&format!("  to do: {}", cause.advice()));
-        }
-    }
-    if !explanation.complete {
-        say("not everything was tried: the body is large");
-    }
-}
-
-fn print_json(explanation: &Explanation) -> Result<(), Failure> {
-    let causes = explanation.causes.iter().map(|cause| {
-        json!({
-            "cause": cause.label(),
-            "proven": cause.is_proven(),
-            "text": cause.to_string(),
-            "advice": cause.advice(),
-        })
-    });
-    let document = json!({
-        "refused": explanation.refusal.map(countersign::verify::Refusal::label),
-        "causes": causes.collect::<Vec<_>>(),
-        "complete": explanation.complete,
-    });
-    say(&serde_json::to_string_pretty(&document).map_err(|error| Failure::Failed(error.to_string()))?);
-    Ok(())
+    let read = if path.as_os_str() == "-" {
+        let mut text = Vec::new();
+        std::io::stdin().read_to_end(&mut text).map(|_| text)
+    } else {
+        fs::read(path)
+    };
+    read.map_err(|error| Failure::Io(format!("{}: {error}", path.display())))
 }
 
 /// A request as a capture has it; lines may end in a line feed alone, as editors leave them.

@@ -8,22 +8,29 @@ use std::time::Duration;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::Destination;
+use super::countersign::{self, AsProvider, Wanted};
 use super::values::{
-    Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, not_available,
-    rate, read_duration, url,
+    Context, DAY, DURATION_MAX, MILLISECOND, Unique, choice, duration, integer, list, name, rate,
+    read_duration,
 };
-use super::{backend, secrets};
+use super::{Countersign, Destination};
+use super::{backend, secrets, shape};
 use crate::address::Reach;
 use crate::forward::{BreakerPolicy, By, Concurrency, OnDead, Order, RetryPolicy, Schedule, StatusPattern};
 use crate::reader::{Table, Value};
+use crate::shape::Shape;
 use crate::units::format_duration;
-use crate::verify::{Place, Signer, preset};
+use crate::verify::Place;
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> Option<Destination> {
+/// Also what is to be made of its `sign` once the sources are known.
+pub(super) fn read<'d>(
+    table: &Table<'d>,
+    names: &Unique,
+    context: &Context<'_>,
+) -> Option<(Destination, Option<AsProvider<'d>>)> {
     let name = table.require("name", "1 to 63 of the characters a-z, 0-9 and -").and_then(|value| {
         let name = name(&value)?;
         names.take(name, &value, "each destination needs a name of its own", context).then_some(name)
@@ -31,9 +38,9 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
     const URL: &str = "where requests go, such as \"http://127.0.0.1:3000/hooks\"";
     let allow_private = table.get("allow_private").and_then(|value| value.boolean()).unwrap_or(true);
     let url = table.require("url", URL).and_then(|value| {
-        let url = url(&value, URL)?;
+        let (url, path) = shape::url(&value, URL)?;
         check_address(&url, &value, allow_private);
-        Some(url)
+        Some((url, path))
     });
     let timeout = duration(
         table,
@@ -53,15 +60,21 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
     let rate = rate(table);
     let retry = read_retry(&table.section("retry"), read_statuses(table));
     let breaker = read_breaker(table);
-    let sign = table.get("sign").map(|value| read_sign(&value, context));
+    let sign = table.get("sign").map(|value| countersign::read(&value, context));
     let mut headers = read_headers(table, context);
     backend::read_auth(table, &mut headers, context);
-    let tls = backend::read_tls(table, url.as_ref(), context);
+    let tls = backend::read_tls(table, url.as_ref().map(|(url, _)| url), context);
     let order = read_order(table).map(Arc::new);
-    refuse_later_keys(table);
-    Some(Destination {
+    let shape = shape::read(table, context);
+    let (sign, as_provider) = match sign {
+        Some(Wanted::Uniform(signer)) => (Some(Countersign::Uniform(signer?)), None),
+        Some(Wanted::AsProvider(wanted)) => (None, Some(wanted?)),
+        None => (None, None),
+    };
+    let (url, path) = url?;
+    let destination = Destination {
         name: Arc::from(name?),
-        url: url?,
+        url,
         tls,
         allow_private,
         timeout,
@@ -71,12 +84,11 @@ pub(super) fn read(table: &Table<'_>, names: &Unique, context: &Context<'_>) -> 
         retry,
         breaker,
         order,
-        sign: match sign {
-            Some(signer) => Some(signer?),
-            None => None,
-        },
+        sign,
         headers,
-    })
+        shape: Shape { path, ..shape },
+    };
+    Some((destination, as_provider))
 }
 
 /// An address in the URL is judged when the file is read; those of a name, whenever it is dialled.
@@ -263,37 +275,6 @@ fn read_breaker(table: &Table<'_>) -> Option<BreakerPolicy> {
     Some(BreakerPolicy { failures: integer(&breaker, "failures", 10, 1..=1_000_000), probe_after, probe_max })
 }
 
-fn read_sign(value: &Value<'_>, context: &Context<'_>) -> Option<Signer> {
-    const HELP: &str =
-        "a table such as { scheme = \"standard-webhooks\", secret = { env = \"LEGACY_SECRET\" } }";
-    const SECRET: &str =
-        "`whsec_` followed by base64; make one with `echo \"whsec_$(openssl rand -base64 32)\"`";
-    value.conceal(&["scheme", "env", "file", "secret"]);
-    let table = value.table(HELP)?;
-    let scheme = table.require("scheme", "\"standard-webhooks\"").and_then(|value| match value.text()? {
-        "standard-webhooks" => preset("standard-webhooks").map(|preset| preset.scheme.clone()),
-        "provider" => {
-            not_available(&value, "signing as the provider does", "\"standard-webhooks\"");
-            None
-        }
-        other => {
-            value.wrong(format!("`{other}` is not a choice here"), "\"standard-webhooks\"");
-            None
-        }
-    });
-    let found = table.require("secret", SECRET).and_then(|value| {
-        value.conceal(&["env", "file"]);
-        secrets::find_unguessable(&value.table("a table such as { env = \"LEGACY_SECRET\" }")?, context)
-    })?;
-    match Signer::new(scheme?, &found.secret) {
-        Ok(signer) => Some(signer),
-        Err(error) => {
-            found.at.wrong(error.to_string(), SECRET);
-            None
-        }
-    }
-}
-
 fn read_headers(table: &Table<'_>, context: &Context<'_>) -> Vec<(HeaderName, HeaderValue)> {
     const HELP: &str = "a table such as { X-Api-Key = { env = \"LEGACY_API_KEY\" }, X-Tenant = \"a\" }";
     let Some(value) = table.get("headers") else { return Vec::new() };
@@ -312,7 +293,7 @@ fn read_headers(table: &Table<'_>, context: &Context<'_>) -> Vec<(HeaderName, He
     headers
 }
 
-fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
+pub(super) fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
     let Ok(header) = name.parse::<HeaderName>() else {
         value.wrong(format!("`{name}` cannot be the name of a header"), "letters, digits and `-`");
         return None;
@@ -328,7 +309,7 @@ fn read_header_name(name: &str, value: &Value<'_>) -> Option<HeaderName> {
     Some(header)
 }
 
-fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderValue> {
+pub(super) fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderValue> {
     const HELP: &str = "a string, or for what is secret { env = \"NAME\" } or { file = \"/path\" }";
     let (bytes, at, secret) = if value.is_text() {
         (value.text()?.as_bytes().to_vec(), value.clone(), false)
@@ -344,15 +325,6 @@ fn read_header_value(value: &Value<'_>, context: &Context<'_>) -> Option<HeaderV
         Err(_) => {
             at.wrong("a header cannot have this value", "text without line breaks and control characters");
             None
-        }
-    }
-}
-
-/// Keys of the contract that are still to come.
-fn refuse_later_keys(table: &Table<'_>) {
-    for key in ["template", "content_type", "method"] {
-        if let Some(value) = table.get(key) {
-            not_available(&value, &format!("`{key}`"), "leave it out: requests are forwarded as they came");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::countersign;
 use super::listen::{self, Limited, Listening};
 use super::render::{Page, is_syntax, line_number};
 use super::source::{self, Surroundings};
@@ -114,8 +115,8 @@ fn read<'d>(root: &Table<'d>, context: &Context<'_>, problems: &Problems) -> Con
 
     let destination_tables = tables(root, "destination");
     let names = Unique::default();
-    let read_destination = |table: &Table<'_>| destination::read(table, &names, context).map(Arc::new);
-    let destinations = destination_tables.iter().filter_map(read_destination).collect();
+    let read_destination = |table| destination::read(table, &names, context);
+    let destinations: Vec<_> = destination_tables.iter().filter_map(read_destination).collect();
 
     let source_tables = tables(root, "source");
     if root.get("source").is_none_or(|value| value.is_empty_array()) {
@@ -136,7 +137,9 @@ fn read<'d>(root: &Table<'d>, context: &Context<'_>, problems: &Problems) -> Con
         torn: problems.torn(),
     };
     let read_source = |table: &Table<'_>| source::read(table, &around, context).map(Arc::new);
-    let sources = source_tables.iter().filter_map(read_source).collect();
+    let sources: Vec<_> = source_tables.iter().filter_map(read_source).collect();
+    let settle = |destination| Arc::new(countersign::settle(destination, &sources));
+    let destinations = destinations.into_iter().map(settle).collect();
     if !problems.has_errors() {
         // Otherwise one of the errors may be why.
         warn_of_unused(&destination_tables, &around);

@@ -107,7 +107,13 @@ pub(super) fn find_unguessable<'d>(table: &Table<'d>, context: &Context<'_>) -> 
         let message = format!("the secret has only {} bytes and may be guessed", bytes.len());
         found.at.doubtful(message, MAKE_ONE);
     }
-    if bytes.trim_ascii().len() < bytes.len() {
+    if bytes.starts_with(b"\xEF\xBB\xBF") {
+        let message = "the secret begins with a byte order mark, which counts and which nobody sees";
+        found.at.doubtful(message, "save the file as UTF-8 without a byte order mark");
+    }
+    // Around PEM it means nothing.
+    let is_pem = bytes.trim_ascii_start().starts_with(b"-----BEGIN ");
+    if bytes.trim_ascii().len() < bytes.len() && !is_pem {
         let message = "the secret begins or ends with white space, which counts";
         found.at.doubtful(message, "remove it, unless the provider shows it too");
     }

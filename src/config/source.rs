@@ -11,10 +11,11 @@ use http::{HeaderValue, Method, StatusCode};
 use super::listen::{Dedup, TTL};
 use super::networks::networks_or_file;
 use super::values::{
-    BODY_MAX, Context, DURATION_MAX, MILLISECOND, SECOND, Unique, choice, integer, list, name, not_available,
-    rate, read_duration, size,
+    BODY_MAX, Context, DURATION_MAX, MILLISECOND, SECOND, Unique, choice, integer, list, name, rate,
+    read_duration, size,
 };
 use super::verification::{self, Verification};
+use super::when;
 use super::{Ack, ReplayGuard, Route, SYNC_ROOM, Source};
 use crate::identity::SubjectRule;
 use crate::reader::{Table, Value, nearest};
@@ -53,7 +54,7 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
     let dedup_ttl = read_dedup_ttl(table, name, window, preset, around);
     let body_max = read_body_max(table, preset, around);
     let methods = read_methods(table);
-    let to = read_to(table, around);
+    let to = read_to(table, around, context);
     let replay_guard = read_replay_guard(table, verification.as_ref());
     let accept_missing_id = choice(table, "on_missing_id", true, &[("accept", true), ("reject", false)]);
     let revive_dead = choice(table, "on_duplicate_of_dead", true, &[("requeue", true), ("absorb", false)]);
@@ -188,7 +189,7 @@ fn read_methods(table: &Table<'_>) -> Option<Vec<Method>> {
     Some(methods)
 }
 
-fn read_to(table: &Table<'_>, around: &Surroundings<'_>) -> Vec<Route> {
+fn read_to(table: &Table<'_>, around: &Surroundings<'_>, context: &Context<'_>) -> Vec<Route> {
     const HELP: &str = "a list of destinations' names, such as [\"legacy\"]";
     let Some(value) = table.require("to", HELP) else { return Vec::new() };
     if value.is_empty_array() {
@@ -196,7 +197,7 @@ fn read_to(table: &Table<'_>, around: &Surroundings<'_>) -> Vec<Route> {
     }
     let mut routes: Vec<Route> = Vec::new();
     list(table, "to", HELP, |value| {
-        let (route, at) = read_route(&value, around)?;
+        let (route, at) = read_route(&value, around, context)?;
         if routes.iter().any(|other| other.destination == route.destination) {
             at.wrong(format!("`{}` is named twice", route.destination), "name each destination once");
         }
@@ -206,16 +207,18 @@ fn read_to(table: &Table<'_>, around: &Surroundings<'_>) -> Vec<Route> {
     routes
 }
 
-fn read_route<'d>(value: &Value<'d>, around: &Surroundings<'_>) -> Option<(Route, Value<'d>)> {
+fn read_route<'d>(
+    value: &Value<'d>,
+    around: &Surroundings<'_>,
+    context: &Context<'_>,
+) -> Option<(Route, Value<'d>)> {
     const HELP: &str = "a name, or a table such as { destination = \"legacy\", events = [\"deployment.*\"] }";
     const EVENTS: &str = "a list of event types, with `*` for any run of characters";
-    let (destination, events) = if value.is_text() {
-        (value.clone(), Vec::new())
+    let (destination, events, when) = if value.is_text() {
+        (value.clone(), Vec::new(), None)
     } else {
         let table = value.table(HELP)?;
-        if let Some(when) = table.get("when") {
-            not_available(&when, "`when`", "`events` chooses by event type");
-        }
+        let when = table.get("when").map(|value| when::read(&value, context));
         let read = |value: Value<'_>| {
             value.parse(|text| if text.is_empty() { Err("it is empty") } else { Ok(text.to_owned()) }, EVENTS)
         };
@@ -223,7 +226,7 @@ fn read_route<'d>(value: &Value<'d>, around: &Surroundings<'_>) -> Option<(Route
         if let Some(events) = table.get("events").filter(Value::is_empty_array) {
             events.wrong("no event is chosen", "leave `events` out to forward all, or name some");
         }
-        (table.require("destination", HELP)?, events.unwrap_or_default())
+        (table.require("destination", HELP)?, events.unwrap_or_default(), when)
     };
     let name = destination.text()?;
     match around.destinations.iter().find(|(known, _)| *known == name) {
@@ -242,7 +245,11 @@ fn read_route<'d>(value: &Value<'d>, around: &Surroundings<'_>) -> Option<(Route
             return None;
         }
     }
-    Some((Route { destination: Arc::from(name), events }, destination))
+    let when = match when {
+        Some(when) => Some(when?),
+        None => None,
+    };
+    Some((Route { destination: Arc::from(name), events, when }, destination))
 }
 
 fn read_forward_handshake(table: &Table<'_>, verification: Option<&Verification>) -> bool {

@@ -136,7 +136,11 @@ pub(super) fn name<'d>(value: &Value<'d>) -> Option<&'d str> {
 
 /// An `http` or `https` URL. What it cannot have is reported without showing it, since user information is secret.
 pub(super) fn url(value: &Value<'_>, help: &str) -> Option<Uri> {
-    let text = value.text()?;
+    read_url(value, value.text()?, help)
+}
+
+/// The same for `text`, which is what `value` says, or made of it.
+pub(super) fn read_url(value: &Value<'_>, text: &str, help: &str) -> Option<Uri> {
     let uri = text.parse::<Uri>();
     let authority = uri.as_ref().ok().and_then(Uri::authority);
     let wrong = |message: &str| {
@@ -206,11 +210,6 @@ pub(super) fn read_file(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 
 pub(super) fn unreadable(path: &Path, error: &dyn Display) -> String {
     format!("{} cannot be read: {error}", path.display())
-}
-
-/// Reports a key or choice that belongs to the contract and is still to come.
-pub(super) fn not_available(value: &Value<'_>, what: &str, help: &str) {
-    value.wrong(format!("{what} is not available in this version"), help);
 }
 
 /// Finds what ought to be unique and is not.

@@ -106,7 +106,7 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
     let span = NonZeroU64::new(fastrand::u64(..)).unwrap_or(NonZeroU64::MIN);
     let request = match request::build(lease, destination, clock.now(), span) {
         Ok(request) => request,
-        Err(error) => return End::without_answer(Outcome::Unsendable, error.to_string()),
+        Err(error) => return End::without_answer(error.outcome(), error.to_string()),
     };
     let is_expected = lane.shared.replies.is_expected(lease.delivery.id);
     let kept_max = if is_expected { ANSWER_BYTES_MAX } else { KEPT_BYTES_MAX };

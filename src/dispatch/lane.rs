@@ -352,6 +352,7 @@ pub(super) mod tests {
     use crate::dispatch::Lanes;
     use crate::forward::{BreakerPolicy, RetryPolicy, Schedule};
     use crate::metrics::Metrics;
+    use crate::shape::Shape;
     use crate::units::Rate;
 
     pub(in crate::dispatch) fn destination(url: &str) -> Destination {
@@ -374,6 +375,7 @@ pub(super) mod tests {
             breaker: None,
             sign: None,
             headers: Vec::new(),
+            shape: Shape::default(),
         }
     }
 

@@ -47,7 +47,8 @@ pub(super) fn reply(outcome: Outcome, answer: &Answer, ours: &[(HeaderName, Head
         | Outcome::InvalidResponse
         | Outcome::Interrupted
         | Outcome::GatewayResources
-        | Outcome::Unsendable => return Reply::Failed,
+        | Outcome::Unsendable
+        | Outcome::TemplateFailed => return Reply::Failed,
     }
     let bare = matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
     let body = if bare { Bytes::new() } else { Bytes::copy_from_slice(&answer.body) };

@@ -3,19 +3,22 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, FORWARDED, HOST};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, FORWARDED, HOST};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body_util::Full;
 
 use super::trace;
 use crate::clock::Timestamp;
-use crate::config::Destination;
+use crate::config::{Countersign, Destination};
 use crate::delivery::{Delivery, begins_to_cgi, is_same_to_cgi};
+use crate::forward::Outcome;
+use crate::shape::{PathError, Shape, TemplateError};
 use crate::store::Lease;
-use crate::verify::{KeyError, Message};
+use crate::verify::{KeyError, Message, preset};
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -43,6 +46,22 @@ pub(super) enum RequestError {
     Url(#[from] http::uri::InvalidUri),
     #[error("it cannot be signed: {0}")]
     Sign(#[from] KeyError),
+    #[error("{0}")]
+    Template(#[from] TemplateError),
+    #[error("{0}")]
+    Path(#[from] PathError),
+    #[error("it cannot be signed as its provider does: there is no source `{0}` any more")]
+    NoFormat(Arc<str>),
+}
+
+impl RequestError {
+    /// What it is for the forward.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Template(_) | Self::Path(_) => Outcome::TemplateFailed,
+            Self::Url(_) | Self::Sign(_) | Self::NoFormat(_) => Outcome::Unsendable,
+        }
+    }
 }
 
 /// The request of one attempt, at `now`; `span` names it in the sender's trace.
@@ -51,9 +70,9 @@ pub(super) enum RequestError {
 ///
 /// `webhook-id` is our delivery's id, and `webhook-timestamp` and `webhook-signature` are ours or not there: backends
 /// tell duplicates apart by that id, so a sender must not choose it. The one exception is a delivery that was verified
-/// by the provider `standard-webhooks` and goes to a destination without `sign`: its three headers stay as they came,
-/// since an id of ours would break the signature, which the backend may want to check again. A `custom` scheme that
-/// reads `webhook-signature` is no exception; its backends check a countersignature, by `sign`.
+/// by the preset of a provider which signs in `webhook-signature`, and goes to a destination without `sign`: those of the
+/// three headers that the preset reads stay as they came, the id only where the signature covers it, since the backend may
+/// want to check that again. A `custom` scheme is no exception; its backends check a countersignature, by `sign`.
 pub(super) fn build(
     lease: &Lease,
     destination: &Destination,
@@ -61,7 +80,16 @@ pub(super) fn build(
     span: NonZeroU64,
 ) -> Result<Request<Full<Bytes>>, RequestError> {
     let delivery = &lease.delivery;
-    let target = target(&destination.url, delivery.query())?;
+    let shape = &destination.shape;
+    let target = match &shape.path {
+        Some(path) => with_query(path.fill(delivery)?, delivery.query())?,
+        None => target(&destination.url, delivery.query())?,
+    };
+    let method = shape.method.as_ref().unwrap_or(&delivery.method);
+    let body = match &shape.body {
+        Some(made) => made.template.render(delivery, lease.attempt, lease.replay, now)?,
+        None => delivery.body.clone(),
+    };
     let host = host(&destination.url);
     let id = delivery.id.to_string();
     let id_value = header_value(&id);
@@ -69,30 +97,45 @@ pub(super) fn build(
     let mut headers = delivery.headers.clone();
     let forwarded = forwarded(delivery);
     remove_connection_headers(&mut headers);
+    shape_headers(&mut headers, shape);
     headers.insert(FORWARDED, forwarded);
     trace::continue_trace(&mut headers, delivery.id, span);
     if !headers.contains_key(IDEMPOTENCY_KEY) {
         headers.insert(IDEMPOTENCY_KEY, id_value.clone());
     }
-    let theirs = destination.sign.is_none()
-        && delivery.verification.verified
-        && &*delivery.verification.scheme == "standard-webhooks";
-    if !theirs {
-        headers.remove(WEBHOOK_TIMESTAMP);
-        headers.remove(WEBHOOK_SIGNATURE);
+    // Their own headers, where the scheme by which they were verified reads them.
+    let proven = (destination.sign.is_none() && delivery.verification.verified)
+        .then(|| preset(&delivery.verification.scheme))
+        .flatten()
+        .map(|preset| &preset.scheme)
+        .filter(|scheme| scheme.reads(&WEBHOOK_SIGNATURE));
+    for name in [WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE] {
+        if !proven.is_some_and(|scheme| scheme.reads(&name)) {
+            headers.remove(name);
+        }
+    }
+    if !proven.is_some_and(|scheme| scheme.reads(&WEBHOOK_ID) && scheme.coverage().id) {
         headers.insert(WEBHOOK_ID, id_value);
     }
     let mut signed = HeaderMap::new();
-    if let Some(signer) = &destination.sign {
+    if let Some(sign) = &destination.sign {
         let url = format!("{}://{host}{target}", destination.url.scheme_str().unwrap_or("http"));
-        let message = Message {
-            method: &delivery.method,
-            url: &url,
-            id: Some(&id),
-            event: delivery.event.as_deref(),
-            body: &delivery.body,
+        let message = Message { method, url: &url, id: Some(&id), event: None, body: &body };
+        signed = match sign {
+            Countersign::Uniform(signer) => signer.sign(&message, now)?,
+            Countersign::AsProvider(signers) => {
+                let signer = signers.iter().find(|(source, _)| *source == delivery.source);
+                let (_, signer) =
+                    signer.ok_or_else(|| RequestError::NoFormat(Arc::clone(&delivery.source)))?;
+                // Its backends know the provider's id.
+                let id = delivery.delivery_id.as_deref().or(message.id);
+                let again = signer.sign_again(&delivery.headers, &Message { id, ..message }, now)?;
+                for name in again.gone {
+                    headers.remove(name);
+                }
+                again.new
+            }
         };
-        signed = signer.sign(&message, now)?;
     }
     let configured = destination.headers.iter().map(|(name, _)| name);
     remove_twins(&mut headers, &OURS.iter().chain(signed.keys()).chain(configured).collect::<Vec<_>>());
@@ -118,16 +161,48 @@ pub(super) fn build(
         headers.insert(name, value.clone());
     }
     headers.remove(CONTENT_LENGTH);
-    if delivery.body.is_empty() {
+    if body.is_empty() {
         // hyper would not tell the length of nothing, and some servers answer 411 then (RFC 9110 §8.6).
         headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     }
 
-    let mut request = Request::new(Full::new(delivery.body.clone()));
-    *request.method_mut() = delivery.method.clone();
+    let method = method.clone();
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
     *request.uri_mut() = target;
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// Renames and removes what the provider sent; what we say ourselves is set afterwards.
+fn shape_headers(headers: &mut HeaderMap, shape: &Shape) {
+    for name in &shape.remove_headers {
+        headers.remove(name);
+    }
+    for (old, new) in &shape.rename_headers {
+        let values: Vec<_> = headers.get_all(old).iter().cloned().collect();
+        if !values.is_empty() {
+            headers.remove(old);
+            headers.remove(new);
+        }
+        for value in values {
+            headers.append(new, value);
+        }
+    }
+    if let Some(made) = &shape.body {
+        // They tell of the body that came.
+        for name in ["content-encoding", "content-md5", "content-digest", "repr-digest", "digest"] {
+            headers.remove(name);
+        }
+        headers.insert(CONTENT_TYPE, made.content_type.clone());
+    }
+}
+
+/// A target with the sender's query after its own.
+fn with_query(target: String, query: Option<&str>) -> Result<Uri, http::uri::InvalidUri> {
+    let Some(query) = query else { return Uri::try_from(target) };
+    let between = if target.contains('?') { '&' } else { '?' };
+    Uri::try_from(format!("{target}{between}{query}"))
 }
 
 /// The origin-form target: the destination's path and query, then the sender's query.
@@ -241,8 +316,6 @@ fn header_value(text: &str) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http::Method;
 
     use super::*;
@@ -393,8 +466,18 @@ mod tests {
             let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
             assert_eq!(names.map(|name| header(&request, name)), expected, "{scheme} {verified}");
         };
-        check("standard-webhooks", true, true);
-        check("standard-webhooks", false, false);
+        // The providers that have the scheme of another had lost all three, and GoCardless its only one.
+        for scheme in
+            ["standard-webhooks", "standard-webhooks-v1a", "openai", "anthropic", "gitlab-signing-token"]
+        {
+            check(scheme, true, true);
+            check(scheme, false, false);
+        }
+        let mut gocardless = lease(&[("webhook-id", b"msg_1"), ("webhook-signature", b"x")]);
+        Arc::make_mut(&mut gocardless.delivery).verification.scheme = "gocardless".into();
+        let request = built(&gocardless);
+        assert_eq!(header(&request, "webhook-signature"), Some("x"));
+        assert_eq!(header(&request, "webhook-id"), Some(&*ours));
         for scheme in ["github", "custom", "none"] {
             check(scheme, true, false);
             check(scheme, false, false);

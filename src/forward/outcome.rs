@@ -37,6 +37,8 @@ pub enum Outcome {
     GatewayResources,
     /// No request can be made of it, for instance because the URL becomes too long.
     Unsendable,
+    /// The destination's template, or the placeholders of its URL, cannot be filled from this delivery.
+    TemplateFailed,
 }
 
 /// Whose fault an [`Outcome`] is.
@@ -54,7 +56,7 @@ pub enum Fault {
 
 impl Outcome {
     /// All outcomes, for series that exist at 0 from the start.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Delivered,
         Self::Rejected,
         Self::Redirected,
@@ -70,6 +72,7 @@ impl Outcome {
         Self::Interrupted,
         Self::GatewayResources,
         Self::Unsendable,
+        Self::TemplateFailed,
     ];
 
     /// What an answer with this status means under `policy`.
@@ -105,6 +108,7 @@ impl Outcome {
             Self::Interrupted => "interrupted",
             Self::GatewayResources => "gateway_resources",
             Self::Unsendable => "unsendable",
+            Self::TemplateFailed => "template_failed",
         }
     }
 
@@ -122,14 +126,18 @@ impl Outcome {
             | Self::Timeout
             | Self::ConnectionLost
             | Self::InvalidResponse => Fault::Backend,
-            Self::Interrupted | Self::GatewayResources | Self::Unsendable => Fault::Gateway,
+            Self::Interrupted | Self::GatewayResources | Self::Unsendable | Self::TemplateFailed => {
+                Fault::Gateway
+            }
         }
     }
 
     /// Whether another attempt may end better.
     pub fn is_retried(self) -> bool {
         match self {
-            Self::Delivered | Self::Rejected | Self::Redirected | Self::Unsendable => false,
+            Self::Delivered | Self::Rejected | Self::Redirected | Self::Unsendable | Self::TemplateFailed => {
+                false
+            }
             Self::RetryableStatus
             | Self::DnsFailed
             | Self::AddressRefused

@@ -96,7 +96,7 @@ mod tests {
     use crate::forward::Order;
     use crate::id::Id;
     use crate::secret::Secret;
-    use crate::store::{Depth, HandedOver, Lease, Settlement, Swept};
+    use crate::store::{Depth, HandedOver, Lease, Settlement, Swept, UseOfSecret};
     use crate::verify::{Enforcement, Message, NamedSecret, Signer, Verified, Verifier, Window, preset};
 
     /// Answers accepts from a script, each when it is let go.
@@ -123,6 +123,12 @@ mod tests {
             Err(StoreError::Closed)
         }
         async fn show_handed_over(&self, _: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn note_uses(&self, _: Vec<UseOfSecret>) -> Result<(), StoreError> {
+            Err(StoreError::Closed)
+        }
+        async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
             Err(StoreError::Closed)
         }
         async fn lease(&self, _: &str, _: usize, _: Timestamp) -> Result<Vec<Lease>, StoreError> {

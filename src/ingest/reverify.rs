@@ -13,7 +13,7 @@ use super::answer::Rejection;
 use super::body::{self, Budget};
 use super::{BODY_BYTES_MAX, Ingest, Peer, Rejected, Settled, head};
 use crate::clock::from_milliseconds;
-use crate::config::Source;
+use crate::config::{ReplayGuard, Source};
 use crate::delivery::{Delivery, Received};
 use crate::id::Id;
 use crate::store::{StoreError, quarantine};
@@ -168,13 +168,18 @@ impl Ingest {
             .map(|other| OtherSource { name: &other.name, path: &other.path, verifier: &other.verifier })
             .collect();
         others.sort_by_key(|other| other.name);
+        // What the source demands beside a proof may have been changed since.
+        let is_demanded = |refusal: &Refusal| {
+            (*refusal != Refusal::IdMissing || !source.accept_missing_id)
+                && (*refusal != Refusal::Replayed || source.replay_guard == ReplayGuard::Reject)
+        };
         let captured = Captured {
             method: &rejected.method,
             target: &rejected.target,
             headers: &rejected.headers,
             body: rejected.body.as_deref(),
             received_at: rejected.received_at,
-            refused: Refusal::from_label(&rejected.reason),
+            refused: Refusal::from_label(&rejected.reason).filter(is_demanded),
         };
         Some(source.verifier.explain(&captured, &others))
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::answer::Rejection;
-use crate::config::{Config, Route, Source};
+use crate::config::{Config, Source};
 use crate::rate::Limiter;
 use crate::units::Rate;
 
@@ -68,66 +68,5 @@ impl Allowance {
     fn new(rate: Rate) -> Self {
         // Providers send in bursts: all of a period's allowance may come at once.
         Self { limiter: Mutex::new(Limiter::new(rate, rate.events)), since: Instant::now() }
-    }
-}
-
-/// The destinations that take an event of this type, each once.
-pub(super) fn matching(routes: &[Route], event: Option<&str>) -> Vec<Arc<str>> {
-    let mut destinations: Vec<Arc<str>> = Vec::new();
-    for route in routes {
-        let takes =
-            route.events.is_empty() || route.events.iter().any(|glob| matches(glob, event.unwrap_or("")));
-        if takes && !destinations.contains(&route.destination) {
-            destinations.push(Arc::clone(&route.destination));
-        }
-    }
-    destinations
-}
-
-/// Whether `glob`, in which `*` stands for any run of characters, matches all of `text`.
-fn matches(glob: &str, text: &str) -> bool {
-    let Some((prefix, rest)) = glob.split_once('*') else { return glob == text };
-    let Some(mut text) = text.strip_prefix(prefix) else { return false };
-    let mut parts: Vec<&str> = rest.split('*').collect();
-    let suffix = parts.pop().unwrap_or("");
-    for part in parts {
-        match text.find(part) {
-            Some(at) => text = &text[at + part.len()..],
-            None => return false,
-        }
-    }
-    text.ends_with(suffix)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs() {
-        let check = |glob, text, expected| assert_eq!(matches(glob, text), expected, "{glob} {text}");
-        check("deployment.*", "deployment.failed", true);
-        check("deployment.*", "deployment.", true);
-        check("deployment.*", "deployment", false);
-        check("deployment.*", "redeployment.failed", false);
-        check("*", "", true);
-        check("push", "push", true);
-        check("push", "pushed", false);
-        check("*.failed", "deployment.failed", true);
-        check("a*b*c", "a-b-c", true);
-        check("a*b*c", "a-c-b", false);
-        check("a*a", "a", false);
-    }
-
-    #[test]
-    fn a_destination_gets_one_forward_however_many_rules_match() {
-        let route = |destination: &str, events: &[&str]| Route {
-            destination: destination.into(),
-            events: events.iter().map(|&event| event.to_owned()).collect(),
-        };
-        let routes = [route("a", &["push"]), route("a", &[]), route("b", &["deploy.*"])];
-        assert_eq!(matching(&routes, Some("push")), ["a".into()]);
-        assert_eq!(matching(&routes[2..], Some("push")), []);
-        assert_eq!(matching(&routes, Some("deploy.x")), ["a".into(), "b".into()]);
     }
 }

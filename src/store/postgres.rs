@@ -23,6 +23,7 @@ use self::held::{Activity, Held};
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::{LEASE, Upkeep};
+use self::uses::Counted;
 use crate::clock::{Moment, Timestamp, from_milliseconds};
 use crate::config::Database;
 use crate::delivery::Delivery;
@@ -32,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
 use crate::store::sqlite::Depths;
 use crate::store::{
-    Accepted, Arrival, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
+    Accepted, Arrival, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept, UseOfSecret,
 };
 
 mod accept;
@@ -51,6 +52,7 @@ mod settle;
 mod sweep;
 mod tls;
 mod upkeep;
+mod uses;
 
 pub use self::error::OpenError;
 
@@ -98,6 +100,7 @@ struct Inner {
     metrics: Metrics,
     depths: Depths,
     held: Held,
+    counted: Counted,
     activity: Activity,
     /// Why nobody can reach the database, for as long as nobody can.
     reason: Mutex<Option<String>>,
@@ -134,6 +137,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         metrics,
         depths: Depths::default(),
         held: Held::default(),
+        counted: Counted::default(),
         activity: Activity::default(),
         reason: Mutex::default(),
         heard_of: Mutex::new(Instant::now()),
@@ -275,6 +279,14 @@ impl Store for Postgres {
 
     async fn show_handed_over(&self, source: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
         Ok(self.usable()?.show_handed_over(&source).await?)
+    }
+
+    async fn note_uses(&self, uses: Vec<UseOfSecret>) -> Result<(), StoreError> {
+        Ok(self.usable()?.note_uses(&uses).await?)
+    }
+
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
+        Ok(self.usable()?.uses().await?)
     }
 
     async fn lease(&self, destination: &str, limit: usize, now: Timestamp) -> Result<Vec<Lease>, StoreError> {

@@ -22,6 +22,7 @@ use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
 use self::sweep::{Stage, Sweep};
+use self::uses::NoteUses;
 use self::work::{Queued, Work};
 use self::writer::Writer;
 use crate::clock::{Moment, Timestamp, earlier};
@@ -32,7 +33,7 @@ use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
 use crate::store::{
-    self, Accepted, Arrival, Depth, HandedOver, Outlet, Settlement, Store, StoreError, Swept,
+    self, Accepted, Arrival, Depth, HandedOver, Outlet, Settlement, Store, StoreError, Swept, UseOfSecret,
 };
 
 mod accept;
@@ -57,6 +58,7 @@ mod settle;
 mod space;
 mod sweep;
 mod tools;
+mod uses;
 mod verdict;
 mod work;
 mod writer;
@@ -340,6 +342,17 @@ impl Store for Sqlite {
 
     async fn show_handed_over(&self, source: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
         self.submit(Show { source }).await
+    }
+
+    async fn note_uses(&self, uses: Vec<UseOfSecret>) -> Result<(), StoreError> {
+        if let Some(fault) = self.health.fault() {
+            return Err(fault);
+        }
+        self.submit(NoteUses(uses)).await
+    }
+
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
+        self.read(uses::uses).await
     }
 
     async fn lease(

@@ -133,6 +133,7 @@ impl Checker {
             name: Arc::clone(&secret.given.name),
             not_before: secret.given.not_before,
             not_after: secret.given.not_after,
+            since: None,
             last_used: None,
             uses: 0,
         })

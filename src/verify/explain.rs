@@ -13,7 +13,7 @@ use super::encoding::Encoding;
 use super::grammar::Grammar;
 use super::key::{KeyEncoding, KeyRule};
 use super::locate::{Locator, Request, other_port};
-use super::scheme::{Auth, Scheme, SignatureRule, TimestampPlace};
+use super::scheme::{Auth, Scheme, SignatureRule};
 use super::window::{Unit, Window};
 use super::{Checked, NamedSecret, Proof, Refusal, Verifier, presets};
 use crate::clock::Timestamp;
@@ -22,8 +22,10 @@ use crate::secret::Secret;
 
 mod body;
 mod cause;
+mod presented;
+mod shape;
 
-pub use cause::{BodyChange, Cause};
+pub use cause::{BodyChange, Cause, Part};
 
 /// Trials of one explanation; a source with few secrets takes some hundred.
 const TRIALS_MAX: usize = 4_000;
@@ -33,6 +35,8 @@ const BYTES_MAX: u64 = 192 << 20;
 const TRIAL_BYTES: u64 = 1 << 10;
 /// Other sources that are looked at.
 const SOURCES_MAX: usize = 256;
+/// Other headers in which a signature is looked for.
+const HEADERS_MAX: usize = 4;
 /// Providers that are named where several have the same header.
 const PROVIDERS_MAX: usize = 5;
 const ANY_TIME: Window = Window { past: Duration::MAX, future: Duration::MAX };
@@ -52,7 +56,8 @@ pub struct Captured<'a> {
     pub body: Option<&'a [u8]>,
     /// When its last byte had been read.
     pub received_at: Timestamp,
-    /// Why it was refused then, where that is known.
+    /// Why it was refused then, where that is known. What a source demands beside a proof stands here for as long as it
+    /// does: [`Refusal::IdMissing`], which is heeded where there is no id, and [`Refusal::Replayed`].
     pub refused: Option<Refusal>,
 }
 
@@ -90,7 +95,7 @@ impl Verifier {
     /// The headers and fields of a query that hold signatures or tokens.
     pub fn proof_places(&self) -> (Vec<String>, Vec<String>) {
         let (mut headers, mut fields) = (Vec::new(), Vec::new());
-        for place in self.checked.iter().flat_map(|checked| places(checked.checker.scheme())) {
+        for place in self.checked.iter().flat_map(|checked| checked.checker.scheme().proof_places()) {
             match place {
                 Locator::Header(name) => headers.push(name.to_string()),
                 Locator::Query(name) => fields.push(name.clone()),
@@ -128,13 +133,15 @@ impl<'a> Trials<'a> {
             checker.precheck(&request, self.received_at).err()
         } else {
             match checker.check(&request, None, self.received_at) {
-                Ok(_) => {
-                    let cause = match self.refused {
-                        Some(Refusal::Replayed) => Cause::Replayed,
-                        Some(Refusal::IdMissing) => Cause::NoDeliveryId,
-                        Some(_) | None => Cause::Verifies,
+                Ok(proof) => {
+                    let (refusal, cause) = match self.refused {
+                        Some(Refusal::Replayed) => (self.refused, Cause::Replayed),
+                        Some(Refusal::IdMissing) if proof.delivery_id.is_none() => {
+                            (self.refused, Cause::NoDeliveryId)
+                        }
+                        Some(_) | None => (None, Cause::Verifies),
                     };
-                    return Explanation { refusal: None, causes: vec![cause], complete: true };
+                    return Explanation { refusal, causes: vec![cause], complete: true };
                 }
                 Err(refusal) => Some(refusal),
             }
@@ -143,17 +150,23 @@ impl<'a> Trials<'a> {
             .at_any_time()
             .or_else(|| self.of_others(others))
             .or_else(|| self.with_other_keys())
+            .or_else(|| self.presented_otherwise(refusal))
             .or_else(|| self.with_other_urls())
             .or_else(|| self.with_other_forms())
             .or_else(|| self.of_other_providers())
+            .or_else(|| self.with_other_headers())
             .or_else(|| self.with_other_bodies());
-        let causes = proven.unwrap_or_else(|| self.hints(refusal));
+        let then = self.refused.filter(|refused| *refused != Refusal::IdMissing);
+        let causes = proven.unwrap_or_else(|| self.hints(refusal.or(then)));
         Explanation { refusal, causes, complete: self.complete }
     }
 
     /// What `request` proves to `checker`, at any time.
     fn proof(&mut self, checker: &Checker, request: &Request<'_>) -> Option<Proof> {
-        let read = request.body?.len() as u64 * checker.given_secrets().count() as u64;
+        // What its head shows to be hopeless costs no reading.
+        let hopeless = checker.precheck(request, self.received_at).is_err();
+        let read =
+            if hopeless { 0 } else { request.body?.len() as u64 * checker.given_secrets().count() as u64 };
         let bytes_left = self.bytes_left.checked_sub(TRIAL_BYTES + read);
         match (bytes_left, self.trials_left.checked_sub(1)) {
             (Some(bytes), Some(trials)) => (self.bytes_left, self.trials_left) = (bytes, trials),
@@ -162,7 +175,7 @@ impl<'a> Trials<'a> {
                 return None;
             }
         }
-        checker.check(request, None, self.received_at).ok()
+        if hopeless { None } else { checker.check(request, None, self.received_at).ok() }
     }
 
     /// The same to `scheme` with those of `secrets` that can be its keys.
@@ -251,7 +264,7 @@ impl<'a> Trials<'a> {
                 let secret = Secret::new(text).map(|secret| NamedSecret::new(name(), secret));
                 secret.is_ok_and(|secret| trials.proof_by(scheme, &[secret], &request).is_some())
             };
-            let bare = text.trim_ascii();
+            let bare = bare(text);
             if bare.len() < text.len() && tried(self, bare) {
                 return Some(vec![Cause::SecretHasSpace { secret: name() }]);
             }
@@ -287,8 +300,10 @@ impl<'a> Trials<'a> {
         if let Some((scheme, rest)) = base.split_once("://") {
             bases.push(format!("{}://{rest}", if scheme == "https" { "http" } else { "https" }));
         }
-        if let Some(host) = request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()) {
-            bases.extend([format!("https://{host}"), format!("http://{host}")]);
+        for name in ["host", "x-forwarded-host", "x-original-host"] {
+            if let Some(host) = request.headers.get(name).and_then(|host| host.to_str().ok()) {
+                bases.extend([format!("https://{host}"), format!("http://{host}")]);
+            }
         }
         let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
         let bare = path.trim_end_matches('/');
@@ -314,6 +329,27 @@ impl<'a> Trials<'a> {
     /// The signature in another encoding, by another algorithm, with another prefix or without.
     fn with_other_forms(&mut self) -> Option<Vec<Cause>> {
         let Auth::Signature(rule) = &self.scheme().auth else { return None };
+        self.with_forms_at(rule, &[(rule.from.clone(), String::new())])
+    }
+
+    /// The same in another header, where there is none in its own: a sender may send several, the best of them there.
+    fn with_other_headers(&mut self) -> Option<Vec<Cause>> {
+        let Auth::Signature(rule) = &self.scheme().auth else { return None };
+        if rule.from.iter().any(|place| matches!(self.request.find(place), Ok(Some(_)))) {
+            return None;
+        }
+        let headers = shape::signature_headers(&self.request, &rule.from).into_iter().take(HEADERS_MAX);
+        let at = |name: &http::HeaderName| {
+            (vec![Locator::Header(name.clone())], format!(", in the header `{name}`"))
+        };
+        self.with_forms_at(rule, &headers.map(at).collect::<Vec<_>>())
+    }
+
+    fn with_forms_at(
+        &mut self,
+        rule: &SignatureRule,
+        places: &[(Vec<Locator>, String)],
+    ) -> Option<Vec<Cause>> {
         let macs = [Algorithm::HmacSha256, Algorithm::HmacSha1, Algorithm::HmacSha512, Algorithm::HmacSha384];
         let algorithms = if macs.contains(&rule.algorithm) { &macs[..] } else { &[rule.algorithm][..] };
         let prefixes = ["sha256=", "sha1=", "sha512=", "hmac-sha256=", "v1=", "v0=", "v1,"];
@@ -325,21 +361,26 @@ impl<'a> Trials<'a> {
             grammars.extend(prefixes.map(with));
         }
         let (request, secrets) = (self.request, timeless(&self.own.checker));
-        for (grammar, shape) in &grammars {
-            for algorithm in algorithms {
-                for (name, encoding) in
-                    [("hex", Encoding::Hex), ("base64", Encoding::Base64), ("base64url", Encoding::Base64Url)]
-                {
-                    let changed = SignatureRule {
-                        grammar: grammar.clone(),
-                        algorithm: *algorithm,
-                        encoding,
-                        ..rule.clone()
-                    };
-                    let changed = with_rule(self.scheme(), changed);
-                    if self.proof_by(&changed, &secrets, &request).is_some() {
-                        let sender = format!("{} in {name}{shape}", algorithm.name());
-                        return Some(vec![Cause::SignatureForm { sender }]);
+        for (from, place) in places {
+            for (grammar, shape) in &grammars {
+                for algorithm in algorithms {
+                    for (name, encoding) in [
+                        ("hex", Encoding::Hex),
+                        ("base64", Encoding::Base64),
+                        ("base64url", Encoding::Base64Url),
+                    ] {
+                        let changed = SignatureRule {
+                            from: from.clone(),
+                            grammar: grammar.clone(),
+                            algorithm: *algorithm,
+                            encoding,
+                            ..rule.clone()
+                        };
+                        let changed = with_rule(self.scheme(), changed);
+                        if self.proof_by(&changed, &secrets, &request).is_some() {
+                            let sender = format!("{} in {name}{shape}{place}", algorithm.name());
+                            return Some(vec![Cause::SignatureForm { sender }]);
+                        }
                     }
                 }
             }
@@ -389,7 +430,7 @@ impl<'a> Trials<'a> {
             twins.count() > 1 || request.headers.get_all(*name).iter().count() > 1
         };
         if refusal == Some(Refusal::DuplicateValue) {
-            let named = named_headers(self.scheme());
+            let named = self.scheme().headers();
             causes.extend(named.filter(is_twice).map(|name| Cause::HeaderTwice { name: name.to_string() }));
         }
         if refusal.is_some_and(|refusal| {
@@ -405,6 +446,13 @@ impl<'a> Trials<'a> {
         }) {
             causes.extend(self.provider_hint());
         }
+        let is_told = !causes.is_empty() && refusal == Some(Refusal::TimestampMalformed);
+        causes.extend(
+            refusal.filter(|_| !is_told).and_then(|refusal| shape::seen(self.scheme(), request, refusal)),
+        );
+        if refusal == Some(Refusal::NoActiveSecret) {
+            causes.push(Cause::NoActiveSecret);
+        }
         let mismatch = refusal.is_some_and(|refusal| {
             matches!(refusal, Refusal::SignatureMismatch | Refusal::BodyMismatch | Refusal::TokenMismatch)
         });
@@ -419,11 +467,24 @@ impl<'a> Trials<'a> {
                 causes.push(Cause::BodyEmpty);
             }
         }
-        if mismatch {
-            causes.push(Cause::UnknownSecret);
+        if mismatch && self.scheme().signs_url() {
+            let url = format!("{}{}", request.base_url, request.target);
+            causes.push(Cause::UrlSigned { url });
         }
-        if causes.is_empty() && request.body.is_none() {
-            causes.push(Cause::BodyMissing);
+        let is_published = self.own.checker.awaits_keys();
+        if mismatch {
+            causes.push(match &self.scheme().auth {
+                Auth::Token(_) => Cause::UnknownToken,
+                Auth::Signature(_) | Auth::Jwt(_) | Auth::Code(_) if is_published => Cause::PublishedKeys,
+                Auth::Signature(_) | Auth::Jwt(_) | Auth::Code(_) => Cause::UnknownSecret,
+            });
+        }
+        match (causes.is_empty(), refusal) {
+            (false, _) => {}
+            (true, Some(refusal)) => causes.push(Cause::Refused(refusal)),
+            (true, None) if request.body.is_none() => causes.push(Cause::BodyMissing),
+            (true, None) if is_published => causes.push(Cause::PublishedKeys),
+            (true, None) => {}
         }
         causes
     }
@@ -448,13 +509,13 @@ impl<'a> Trials<'a> {
 
     /// Providers whose signatures stand in a header that is there, and that the scheme knows nothing of.
     fn provider_hint(&self) -> Option<Cause> {
-        let own: Vec<_> = places(self.scheme()).collect();
+        let own: Vec<_> = self.scheme().proof_places().collect();
         let is_theirs = |place: &Locator| {
             matches!(place, Locator::Header(name)
                 if name != http::header::AUTHORIZATION && self.request.headers.contains_key(name))
                 && !own.contains(&place)
         };
-        let providers = presets().iter().filter(|preset| places(&preset.scheme).any(is_theirs));
+        let providers = presets().iter().filter(|preset| preset.scheme.proof_places().any(is_theirs));
         let providers: Vec<_> =
             providers.map(|preset| Arc::clone(&preset.name)).take(PROVIDERS_MAX).collect();
         (!providers.is_empty()).then_some(Cause::OtherProvider { providers, proven: false })
@@ -497,35 +558,24 @@ fn in_units(scheme: &Scheme) -> Vec<(Option<Unit>, Scheme)> {
     std::iter::once(configured).chain(others).map(in_unit).collect()
 }
 
+/// What of a secret can be seen: without white space and invisible characters around it.
+fn bare(text: &[u8]) -> &[u8] {
+    const UNSEEN: [&str; 3] = ["\u{feff}", "\u{200b}", "\u{a0}"];
+    let mut bare = text.trim_ascii();
+    while let Some(rest) = UNSEEN.iter().find_map(|unseen| {
+        bare.strip_prefix(unseen.as_bytes()).or_else(|| bare.strip_suffix(unseen.as_bytes()))
+    }) {
+        bare = rest.trim_ascii();
+    }
+    bare
+}
+
 fn with_rule(scheme: &Scheme, rule: SignatureRule) -> Scheme {
     Scheme { auth: Auth::Signature(rule), ..scheme.clone() }
 }
 
-/// Where signature or token are.
-fn places(scheme: &Scheme) -> impl Iterator<Item = &Locator> {
-    match &scheme.auth {
-        Auth::Signature(rule) => rule.from.iter(),
-        Auth::Token(rule) => std::slice::from_ref(&rule.at).iter(),
-        Auth::Jwt(rule) => std::slice::from_ref(&rule.at).iter(),
-        Auth::Code(_) => [].iter(),
-    }
-}
-
 fn has_headers_of(scheme: &Scheme, headers: &HeaderMap) -> bool {
-    places(scheme).any(|place| matches!(place, Locator::Header(name) if headers.contains_key(name)))
-}
-
-/// The headers that the scheme reads.
-fn named_headers(scheme: &Scheme) -> impl Iterator<Item = &http::HeaderName> {
-    let times = match scheme.timestamp.as_ref().map(|rule| &rule.at) {
-        Some(TimestampPlace::At(places)) => &places[..],
-        Some(TimestampPlace::Signature | TimestampPlace::Claim(_)) | None => &[],
-    };
-    let all = places(scheme).chain(times).chain(&scheme.delivery_id).chain(&scheme.event);
-    all.filter_map(|place| match place {
-        Locator::Header(name) => Some(name),
-        Locator::Query(_) | Locator::Json(_) | Locator::Form(_) => None,
-    })
+    scheme.proof_places().any(|place| matches!(place, Locator::Header(name) if headers.contains_key(name)))
 }
 
 /// The prefix that providers put before a secret in base64.
@@ -630,6 +680,15 @@ mod tests {
             Self::by(&scheme(of), secret, NOW)
         }
 
+        /// Its own body, signed.
+        fn signed_anew(self, of: &str, secret: &str) -> Self {
+            let (url, body) = (format!("{BASE_URL}/in"), Bytes::from(self.body.clone()));
+            let message =
+                Message { method: &Method::POST, url: &url, id: Some("id-1"), event: None, body: &body };
+            let signer = Signer::new(scheme(of), &Secret::new(secret).unwrap()).unwrap();
+            Self { headers: signer.sign(&message, at(NOW)).unwrap(), ..self }
+        }
+
         fn with_body(self, body: impl Into<Vec<u8>>) -> Self {
             Self { body: body.into(), ..self }
         }
@@ -677,7 +736,10 @@ mod tests {
         };
         assert_eq!(github.explain(&captured, &[]).causes, [Cause::Replayed]);
         let refused = Some(Refusal::IdMissing);
-        assert_eq!(github.explain(&Captured { refused, ..captured }, &[]).causes, [Cause::NoDeliveryId]);
+        assert_eq!(github.explain(&Captured { refused, ..captured }, &[]).causes, [Cause::Verifies]);
+        let bare = sent.clone().without("x-github-delivery");
+        let explanation = github.explain(&Captured { refused, headers: &bare.headers, ..captured }, &[]);
+        assert_eq!((explanation.refusal, explanation.causes), (refused, vec![Cause::NoDeliveryId]));
         let explanation = github.explain(&Captured { body: None, refused: None, ..captured }, &[]);
         assert_eq!((explanation.refusal, explanation.causes), (None, vec![Cause::BodyMissing]));
     }
@@ -718,6 +780,11 @@ mod tests {
             check(&configured, &Sent::of("github", TEXT), Cause::SecretHasSpace { secret: "only".into() });
             let bare = verifier("github", vec![named("only", TEXT)]);
             check(&bare, &Sent::of("github", &padded), Cause::SenderSecretHasSpace { secret: "only".into() });
+        }
+        // What editors put before it, and what comes along with a copy from a page.
+        for unseen in ["\u{feff}{}\n", "{}\u{200b}", "\u{a0}{}"] {
+            let configured = verifier("github", vec![named("only", &unseen.replace("{}", TEXT))]);
+            check(&configured, &Sent::of("github", TEXT), Cause::SecretHasSpace { secret: "only".into() });
         }
         let token = verifier("ownstak", vec![named("only", &format!("{TEXT}\n"))]);
         check(&token, &Sent::of("ownstak", TEXT), Cause::SecretHasSpace { secret: "only".into() });
@@ -774,6 +841,12 @@ mod tests {
             "{\n  \"id\": \"evt-1\",\n  \"type\": \"t\",\n  \"amount\": 1.50\n}\n",
             BodyChange::JsonReencoded,
         );
+        // Its keys had been sorted before.
+        let sorted = r#"{"amount":2,"id":"evt-1","type":"t"}"#;
+        let resorted = Sent { body: sorted.into(), ..sent() };
+        let resorted =
+            resorted.signed_anew("github", TEXT).with_body(r#"{"id": "evt-1", "type": "t", "amount": 2}"#);
+        check(&github, &resorted, Cause::BodyChanged(BodyChange::JsonReencoded));
         changed(r#"{"id":"evt\u002d1","type":"t","amount":1.50}"#, BodyChange::JsonReencoded);
         let hints = explain(&github, &sent().with_body(&b"\x1f\x8b\x08\0"[..]), &[]);
         assert_eq!(hints, [Cause::Compressed { still: true }, Cause::UnknownSecret]);
@@ -827,7 +900,10 @@ mod tests {
         let Cause::OtherProvider { providers, proven: true } = &causes[0] else { panic!("{causes:?}") };
         assert!(providers.iter().any(|name| &**name == "hostwares"), "{providers:?}");
         let causes = explain(&github, &Sent::of("stripe", OTHER), &[]);
-        assert_eq!(causes, [Cause::OtherProvider { providers: vec!["stripe".into()], proven: false }]);
+        let missing =
+            Cause::Missing { what: Part::Signature, at: "the header `x-hub-signature-256`".to_owned() };
+        let other = Cause::OtherProvider { providers: vec!["stripe".into()], proven: false };
+        assert_eq!(causes, [other, missing]);
 
         let mut bare = Sent::of("github", TEXT);
         let signature = bare.headers["x-hub-signature-256"].to_str().unwrap()["sha256=".len()..].to_owned();
@@ -846,6 +922,213 @@ mod tests {
         twice.headers.append("x-hub-signature-256", value);
         check(&github, &twice, Cause::HeaderTwice { name: "x-hub-signature-256".to_owned() });
         check(&github, &Sent::of("github", OTHER), Cause::UnknownSecret);
+    }
+
+    fn header(sent: &Sent, name: &str) -> String {
+        sent.headers[name].to_str().unwrap().to_owned()
+    }
+
+    impl Sent {
+        fn with(mut self, name: &'static str, value: &str) -> Self {
+            self.headers.insert(name, value.parse().unwrap());
+            self
+        }
+
+        fn without(mut self, name: &str) -> Self {
+            self.headers.remove(name);
+            self
+        }
+    }
+
+    /// The one cause, as label and words.
+    #[track_caller]
+    fn says(verifier: &Verifier, sent: &Sent, label: &str, words: &[&str]) {
+        let causes = explain(verifier, sent, &[]);
+        let [cause] = &causes[..] else { panic!("{causes:?}") };
+        let text = cause.to_string();
+        assert_eq!(cause.label(), label, "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+
+    /// A header that was plainly not there had been explained with nothing at all.
+    #[test]
+    fn what_is_missing_or_empty_is_named_with_its_place() {
+        let (github, svix) =
+            (verifier("github", vec![named("only", TEXT)]), verifier("svix", vec![named("only", BASE64)]));
+        let own = "x-hub-signature-256";
+        let bare = Sent::of("github", TEXT).without(own);
+        says(&github, &bare, "signature_missing", &["the header `x-hub-signature-256` is not there"]);
+        says(
+            &github,
+            &bare.with(own, ""),
+            "signature_empty",
+            &["the header `x-hub-signature-256`", "nothing in it"],
+        );
+        says(
+            &github,
+            &Sent::of("github", TEXT).with(own, "sha256="),
+            "signature_malformed",
+            &["hmac-sha256 in hex would be right"],
+        );
+        let sent = || Sent::of("svix", BASE64);
+        says(
+            &svix,
+            &sent().without("svix-timestamp"),
+            "timestamp_missing",
+            &["`svix-timestamp` is not there"],
+        );
+        says(&svix, &sent().without("svix-id"), "id_missing", &["`svix-id` is not there"]);
+        says(&svix, &sent().with("svix-id", ""), "id_empty", &["`svix-id` has nothing in it"]);
+        says(
+            &svix,
+            &sent().with("svix-timestamp", "soon"),
+            "timestamp_malformed",
+            &["`svix-timestamp`", "seconds would be right"],
+        );
+        says(&svix, &sent().with("svix-id", "a.b"), "id_malformed", &["`svix-id`"]);
+        let stripe = verifier("stripe", vec![named("only", TEXT)]);
+        let signature = header(&Sent::of("stripe", TEXT), "stripe-signature");
+        let (_, alone) = signature.split_once(',').unwrap();
+        let untimed = Sent::of("stripe", TEXT).with("stripe-signature", alone);
+        says(&stripe, &untimed, "timestamp_missing", &["`t=` in the header `stripe-signature`"]);
+        let token = verifier("ownstak", vec![named("only", TEXT)]);
+        let bare = Sent::of("ownstak", TEXT).without("authorization");
+        says(&token, &bare, "token_missing", &["`authorization` is not there"]);
+    }
+
+    #[test]
+    fn a_signature_of_another_shape_is_told_from_one_of_another_secret() {
+        let github = verifier("github", vec![named("only", TEXT)]);
+        let own = "x-hub-signature-256";
+        let shaped = |value: &str, words: &[&str]| {
+            says(&github, &Sent::of("github", OTHER).with(own, value), "signature_malformed", words);
+        };
+        shaped(&"ab".repeat(32), &["there is no `sha256=` before it"]);
+        shaped(&format!("sha1={}", "ab".repeat(20)), &["it begins with `sha1=`"]);
+        shaped(&format!("sha256={}", "ab".repeat(20)), &["it has 20 bytes, as those of SHA-1 have"]);
+        shaped(&format!("sha256={}", "ab".repeat(17)), &["it has 17 bytes; hmac-sha256"]);
+        shaped(
+            &format!("sha256={}", Encoding::Base64.encode(&[1; 32])),
+            &["it is base64, and hmac-sha256 in hex"],
+        );
+        shaped("sha256=hello", &["it is not hex, or cut off"]);
+        let stripe = verifier("stripe", vec![named("only", TEXT)]);
+        let old = header(&Sent::of("stripe", TEXT), "stripe-signature").replace("v1=", "v0=");
+        says(
+            &stripe,
+            &Sent::of("stripe", TEXT).with("stripe-signature", &old),
+            "signature_malformed",
+            &["only `t`, `v0`", "`v1=`"],
+        );
+        let nothing = Sent::of("stripe", TEXT).with("stripe-signature", "hello");
+        says(&stripe, &nothing, "signature_malformed", &["nothing of that form"]);
+        let junk: Vec<_> = (0..17).map(|_| format!("v1={}", "ab".repeat(32))).collect();
+        let many = format!("t={NOW},{}", junk.join(","));
+        says(
+            &stripe,
+            &Sent::of("stripe", TEXT).with("stripe-signature", &many),
+            "too_many_signatures",
+            &["too many"],
+        );
+    }
+
+    /// GitHub's old header, or a proxy that renames: the secret is right, and the header is another.
+    #[test]
+    fn a_right_signature_in_another_header_is_found() {
+        let github = verifier("github", vec![named("only", TEXT)]);
+        let sha1 = "auth = 'signature'\nsignature = { from = ['header:x-old-signature'], \
+            grammar = { kind = 'prefix', text = 'sha1=' }, algorithm = 'hmac-sha1', encoding = 'hex' }\nsigned = '{body}'";
+        let words = ["hmac-sha1 in hex, after `sha1=`, in the header `x-old-signature`"];
+        says(&github, &Sent::of(sha1, TEXT), "signature_form", &words);
+        let causes = explain(&github, &Sent::of(sha1, OTHER), &[]);
+        assert!(causes.iter().any(|cause| cause.label() == "signature_missing"), "{causes:?}");
+    }
+
+    #[test]
+    fn a_secret_that_is_presented_in_another_way_is_found() {
+        let bearer = verifier("ownstak", vec![named("only", TEXT)]);
+        let sent = || Sent::of("ownstak", TEXT).without("authorization");
+        let form =
+            |sent: &Sent, words: &str| says(&bearer, sent, "token_form", &["`only` is presented", words]);
+        form(&sent().with("authorization", &format!("bearer {TEXT}")), "after `bearer`,");
+        form(
+            &sent().with("authorization", &format!("Basic {}", Encoding::Base64.encode(TEXT.as_bytes()))),
+            "after `Basic` in base64,",
+        );
+        form(&sent().with("x-api-key", TEXT), "alone, in the header `x-api-key`");
+        says(&bearer, &Sent::of("ownstak", OTHER), "unknown_token", &["the secret of no source"]);
+
+        let basic = "auth = 'token'\ntoken = { at = 'header:authorization', basic = true }";
+        let (own, other_password, other_name) =
+            ("name:password-0123", "name:password-0124", "nome:password-0123");
+        let source = verifier(basic, vec![named("only", own)]);
+        for (theirs, half) in
+            [(other_password, "only the password differs"), (other_name, "only the name differs")]
+        {
+            let causes = explain(&source, &Sent::of(basic, theirs), &[]);
+            assert_eq!(causes[0].label(), "basic_half", "{causes:?}");
+            assert!(
+                causes[0].to_string().contains(half) && !format!("{causes:?}").contains("password-"),
+                "{causes:?}"
+            );
+        }
+        says(&source, &Sent::of(basic, "nome:other-0123456"), "unknown_token", &[]);
+    }
+
+    #[test]
+    fn where_nothing_is_valid_or_the_url_is_signed_it_is_said() {
+        let expired = NamedSecret { not_after: Some(at(NOW - 60)), ..named("old", TEXT) };
+        let source = verifier("github", vec![expired]);
+        says(
+            &source,
+            &Sent::of("github", OTHER),
+            "no_active_secret",
+            &["no secret of this source was valid"],
+        );
+        let signed = "auth = 'signature'\nsignature = { from = ['header:x-sig'], algorithm = 'hmac-sha256', encoding = 'hex' }\n\
+            signed = '{url}{body}'";
+        let source = verifier(signed, vec![named("only", TEXT)]);
+        let causes = explain(&source, &Sent::of(signed, OTHER), &[]);
+        assert_eq!(causes, [Cause::UrlSigned { url: format!("{BASE_URL}/in") }, Cause::UnknownSecret]);
+        let demanded = "auth = 'token'\ntoken = { at = 'header:x-token' }\nrequire = [{ at = 'header:x-version', equals = '1' }]";
+        let source = verifier(demanded, vec![named("only", TEXT)]);
+        let sent = Sent::of(demanded, TEXT).with("x-version", "2");
+        says(&source, &sent, "value_mismatch", &["the header `x-version` is another one"]);
+    }
+
+    #[test]
+    fn another_scheme_or_host_of_the_url_is_found() {
+        let signed = "auth = 'signature'\nsignature = { from = ['header:x-sig'], algorithm = 'hmac-sha256', encoding = 'hex' }\n\
+            signed = '{url}{body}'";
+        let told = |public_url: &str| {
+            let secrets = vec![named("only", TEXT)];
+            let url = Some(public_url.to_owned());
+            Verifier::new("x".into(), scheme(signed), secrets, Window::default(), Enforcement::Enforce, url)
+                .unwrap()
+        };
+        let url = || Cause::OtherUrl { url: format!("{BASE_URL}/in") };
+        check(&told("http://hooks.example.com"), &Sent::of(signed, TEXT), url());
+        for name in ["host", "x-forwarded-host"] {
+            check(
+                &told("https://inner.example"),
+                &Sent::of(signed, TEXT).with(name, "hooks.example.com"),
+                url(),
+            );
+        }
+    }
+
+    #[test]
+    fn a_claim_that_differs_is_named_without_its_value() {
+        let tokens = |issuer: &str| {
+            format!(
+                "auth = 'jwt'\njwt = {{ at = 'header:authorization', algorithms = ['HS256'], claims = {{ iss = '{issuer}' }}, required = ['exp'] }}"
+            )
+        };
+        let secret = "secret-0123456789-0123456789-0123456789";
+        let source = verifier(&tokens("a"), vec![named("only", secret)]);
+        says(&source, &Sent::of(&tokens("b"), secret), "value_mismatch", &["the claim `iss` of the token"]);
+        let torn = Sent::of(&tokens("a"), secret).with("authorization", "Bearer a.b");
+        says(&source, &torn, "token_malformed", &["no token of three parts"]);
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Place {
         };
         request.find(&self.0).ok().flatten()
     }
+
+    /// The value there as text; `None` also where it is none.
+    pub fn find_text(&self, delivery: &Delivery) -> Option<String> {
+        String::from_utf8(self.find(delivery)?.into_owned()).ok()
+    }
 }
 
 /// Why a text is no place.

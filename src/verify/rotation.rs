@@ -22,6 +22,8 @@ pub struct SecretUse {
     pub not_before: Option<Timestamp>,
     /// The last moment at which it is valid; for ever, when absent.
     pub not_after: Option<Timestamp>,
+    /// When the count began, where that is known.
+    pub since: Option<Timestamp>,
     /// When it last verified a request; `None` when it has not since the count began.
     pub last_used: Option<Timestamp>,
     /// How many requests it has verified.
@@ -86,7 +88,8 @@ impl fmt::Display for Advice {
     }
 }
 
-/// What to do about each of the secrets of a source, in their order, when their use has been counted from `since` on.
+/// What to do about each of the secrets of a source, in their order, when their use has been counted from `since` on where
+/// they do not know it better.
 pub fn advise(secrets: &[SecretUse], since: Timestamp, now: Timestamp) -> Vec<Option<Advice>> {
     (0..secrets.len()).map(|index| advise_one(secrets, index, since, now)).collect()
 }
@@ -110,7 +113,7 @@ fn advise_one(secrets: &[SecretUse], index: usize, since: Timestamp, now: Timest
     if !is_valid(secret, now) {
         return None;
     }
-    let unused = elapsed(secret.last_used.unwrap_or(since), now);
+    let unused = elapsed(secret.last_used.or(secret.since).unwrap_or(since), now);
     // Where nothing is sent at all, nothing follows from a secret not being used.
     let used = others().filter(|(_, other)| other.last_used.is_some_and(|at| elapsed(at, now) < UNUSED_FOR));
     let (older, newer): (Vec<_>, Vec<_>) = used.partition(|(other, _)| is_older(secrets, *other, index));
@@ -149,6 +152,7 @@ mod tests {
             name: name.into(),
             not_before: None,
             not_after: not_after.map(at),
+            since: None,
             last_used: last_used.map(at),
             uses: u64::from(last_used.is_some()),
         }
@@ -169,7 +173,10 @@ mod tests {
         check(&[new.clone(), old.clone()], -1000, &["-", "unused for 7 days, safe to retire"]);
         check(&[new.clone(), secret("old", Some(-167), None)], -1000, &["-", "-"]);
         check(&[new.clone(), secret("old", None, None)], -240, &["-", "unused for 10 days, safe to retire"]);
-        check(&[new, secret("old", None, None)], -160, &["-", "-"]);
+        check(&[new.clone(), secret("old", None, None)], -160, &["-", "-"]);
+        // It has been counted for longer than this gateway runs.
+        let counted = SecretUse { since: Some(at(-200)), ..secret("old", None, None) };
+        check(&[new, counted], -1, &["-", "unused for 8 days, safe to retire"]);
         check(&[secret("new", Some(-200), None), old.clone()], -1000, &["-", "-"]);
         check(&[old], -1000, &["-"]);
         // The end tells more than the order.

@@ -181,6 +181,34 @@ impl Scheme {
             || matches!(&self.auth, Auth::Jwt(rule) if rule.has_url())
     }
 
+    /// Where signature or token are.
+    pub(super) fn proof_places(&self) -> impl Iterator<Item = &Locator> {
+        match &self.auth {
+            Auth::Signature(rule) => rule.from.iter(),
+            Auth::Token(rule) => std::slice::from_ref(&rule.at).iter(),
+            Auth::Jwt(rule) => std::slice::from_ref(&rule.at).iter(),
+            Auth::Code(_) => [].iter(),
+        }
+    }
+
+    /// The headers that it reads.
+    pub(super) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        let times = match self.timestamp.as_ref().map(|rule| &rule.at) {
+            Some(TimestampPlace::At(places)) => &places[..],
+            Some(TimestampPlace::Signature | TimestampPlace::Claim(_)) | None => &[],
+        };
+        let all = self.proof_places().chain(times).chain(&self.delivery_id).chain(&self.event);
+        all.filter_map(|place| match place {
+            Locator::Header(name) => Some(name),
+            Locator::Query(_) | Locator::Json(_) | Locator::Form(_) => None,
+        })
+    }
+
+    /// Whether signature, timestamp, id or event type are looked for in this header.
+    pub fn reads(&self, header: &HeaderName) -> bool {
+        self.headers().any(|name| name == header)
+    }
+
     /// The names in `{config:NAME}`: what the configuration of a source has to tell.
     pub fn config_names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.templates().iter().flat_map(Template::config_names).collect();

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use super::KeyError;
 use super::algorithm::Algorithm;
 use super::check::is_unambiguous;
+use super::code::Code;
 use super::encoding::Encoding;
 use super::jwt::{self, JwtRule};
 use super::key::{KeyRule, long_enough};
@@ -19,7 +20,12 @@ use super::token::basic;
 use crate::clock::Timestamp;
 use crate::secret::Secret;
 
+mod again;
 mod key;
+mod whole;
+
+pub use again::SignedAgain;
+pub use whole::SignedRequest;
 
 use key::SigningKey;
 
@@ -33,7 +39,8 @@ pub struct Signer {
 #[derive(Debug, Clone)]
 enum Credential {
     Key(SignatureRule, SigningKey),
-    Token(HeaderName, HeaderValue),
+    Token(Locator, HeaderValue),
+    Code(Code, SigningKey),
     Jwt(JwtRule, Algorithm, SigningKey),
 }
 
@@ -64,40 +71,74 @@ impl Signer {
                 let key = SigningKey::new(rule.algorithm, &rule.key, secret)?;
                 Credential::Key(rule.clone(), key)
             }
-            Auth::Code(_) => {
-                return Err(KeyError("this provider's signatures can be verified, not made".to_owned()));
+            Auth::Code(Code::Sns) => return Err(KeyError(whole::SNS.to_owned())),
+            Auth::Code(code) => {
+                let key = SigningKey::new(Algorithm::HmacSha256, &code.key_rule(), secret)?;
+                Credential::Code(*code, key)
             }
             Auth::Jwt(rule) => {
                 let algorithms = rule.algorithms.iter();
-                let mut keys = algorithms.map(|algorithm| {
+                let keys = algorithms.map(|algorithm| {
                     SigningKey::new(*algorithm, &KeyRule::default(), secret).map(|key| (*algorithm, key))
                 });
-                let no_algorithm = || Err(KeyError("the tokens have no algorithm".to_owned()));
-                let (algorithm, key) = keys.find(Result::is_ok).unwrap_or_else(no_algorithm)?;
+                // The first that the secret is a key of, or why it is none of the last.
+                let no_algorithm = Err(KeyError("the tokens have no algorithm".to_owned()));
+                let (algorithm, key) = keys.fold(no_algorithm, Result::or)?;
                 Credential::Jwt(rule.clone(), algorithm, key)
             }
             Auth::Token(rule) => {
-                let Locator::Header(name) = &rule.at else {
-                    return Err(KeyError("a token outside of the headers cannot be sent".to_owned()));
-                };
                 long_enough(secret.expose())?;
                 let text = if rule.basic { basic(secret.expose()) } else { secret.expose().to_vec() };
                 let mut token = HeaderValue::from_bytes(&text)
-                    .map_err(|_| KeyError("the secret cannot stand in a header".to_owned()))?;
+                    .map_err(|_| KeyError("the secret cannot stand in a request".to_owned()))?;
                 token.set_sensitive(true);
-                Credential::Token(name.clone(), token)
+                Credential::Token(rule.at.clone(), token)
             }
         };
         Ok(Self { scheme, credential })
     }
 
-    /// The headers that the provider would send at `now`: signature or token, timestamp, delivery id, event type, as
+    /// The headers that the provider would send at `now`, where it has its proof in them: signature or token, timestamp, delivery id, event type, as
     /// far as the scheme has them in headers.
     ///
     /// # Errors
     /// When the message lacks something that the scheme signs, or a value cannot stand in its header.
     pub fn sign(&self, message: &Message<'_>, now: Timestamp) -> Result<HeaderMap, KeyError> {
-        let mut headers = HeaderMap::new();
+        self.complete(HeaderMap::new(), message, now)
+    }
+
+    /// `headers` with what the provider would add to them at `now`.
+    fn complete(
+        &self,
+        headers: HeaderMap,
+        message: &Message<'_>,
+        now: Timestamp,
+    ) -> Result<HeaderMap, KeyError> {
+        let mut headers = self.headers(headers, message, now)?;
+        let elsewhere = || {
+            KeyError("its proof does not stand in a header: `sign_whole` puts it where it does".to_owned())
+        };
+        let (name, value) = match &self.credential {
+            Credential::Token(Locator::Header(name), token) => (name.clone(), token.clone()),
+            Credential::Key(rule, key) => {
+                let name = header_of(&rule.from).ok_or_else(elsewhere)?;
+                let text = self.signature(rule, key, message, &headers, now)?;
+                (name.clone(), header_value(name, &text)?)
+            }
+            Credential::Jwt(rule, algorithm, key) => token(rule, *algorithm, key, message, now)?,
+            Credential::Token(..) | Credential::Code(..) => return Err(elsewhere()),
+        };
+        headers.insert(name, value);
+        Ok(headers)
+    }
+
+    /// All but the proof itself.
+    fn headers(
+        &self,
+        mut headers: HeaderMap,
+        message: &Message<'_>,
+        now: Timestamp,
+    ) -> Result<HeaderMap, KeyError> {
         for (places, value) in [(&self.scheme.delivery_id, message.id), (&self.scheme.event, message.event)] {
             if let (Some(name), Some(value)) = (header_of(places), value) {
                 headers.insert(name.clone(), header_value(name, value)?);
@@ -121,15 +162,10 @@ impl Signer {
                 }
             }
         }
-        let (name, value) = match &self.credential {
-            Credential::Token(name, token) => (name.clone(), token.clone()),
-            Credential::Key(rule, key) => self.signature(rule, key, message, &headers, now)?,
-            Credential::Jwt(rule, algorithm, key) => token(rule, *algorithm, key, message, now)?,
-        };
-        headers.insert(name, value);
         Ok(headers)
     }
 
+    /// The text that holds the signature.
     fn signature(
         &self,
         rule: &SignatureRule,
@@ -137,7 +173,7 @@ impl Signer {
         message: &Message<'_>,
         headers: &HeaderMap,
         now: Timestamp,
-    ) -> Result<(HeaderName, HeaderValue), KeyError> {
+    ) -> Result<String, KeyError> {
         let (base_url, target) = split(message.url);
         let body = Some(message.body.as_ref());
         let other_base_url = other_port(base_url);
@@ -171,10 +207,7 @@ impl Signer {
         let pieces =
             signed.pieces(&request, timestamp.as_deref(), id.as_deref(), key.shared()).map_err(unsignable)?;
         let signature = rule.encoding.encode(&key.sign(rule.algorithm, &pieces)?);
-        let name = header_of(&rule.from)
-            .ok_or_else(|| KeyError("a signature outside of the headers cannot be made".to_owned()))?;
-        let text = rule.grammar.format(&signature, timestamp.as_deref());
-        Ok((name.clone(), header_value(name, &text)?))
+        Ok(rule.grammar.format(&signature, timestamp.as_deref()))
     }
 }
 

@@ -170,6 +170,14 @@ impl Template {
         })
     }
 
+    /// Where the values are that are signed.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Locator> {
+        self.0.iter().filter_map(|token| match token {
+            Token::Value(place) => Some(place),
+            _ => None,
+        })
+    }
+
     /// Whether no byte of the body can change. A CRC-32 can be kept by whoever chooses what it is of, and sorted fields
     /// do not tell a name from its value.
     pub(super) fn has_body(&self) -> bool {

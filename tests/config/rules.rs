@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use countersign::config::ReplayGuard;
+use countersign::config::{Countersign, ReplayGuard};
 use countersign::forward::{By, Concurrency, OnDead, Order, Schedule, StatusPattern};
 use http::Method;
 
@@ -313,8 +313,16 @@ fn the_rest_of_sources() {
     check("to = [\"b\", \"b\"]", "2:12: error: source[0].to[1]: `b` is named twice");
     check("to = [\"b\", \"elsewhere\"]", "2:12: error: source[0].to[1]: there is no destination `elsewhere`");
     check(
-        "to = [{ destination = \"b\", when = \"true\" }]",
-        "2:35: error: source[0].to[0].when: `when` is not available in this version",
+        "to = [{ destination = \"b\", when = \"body.ok && bodi.ok\" }]",
+        "2:47: error: source[0].to[0].when: there is no variable `bodi`; there are body, delivery_id, event, headers, method, source",
+    );
+    check(
+        "to = [{ destination = \"b\", when = '''\nevent == 'a' &&\nbody.ok ==''' }]",
+        "4:11: error: source[0].to[0].when: Syntax error: mismatched input '<EOF>' expecting {'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}",
+    );
+    check(
+        "to = [{ destination = \"b\", when = 1 }]",
+        "2:35: error: source[0].to[0].when: integer does not fit here",
     );
     check(
         "to = [{ destination = \"b\", events = [] }]",
@@ -487,15 +495,43 @@ fn destinations() {
     );
     check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
     check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
-    for key in ["template", "content_type", "method"] {
-        check(
-            &format!("{key} = \"x\""),
-            &format!(
-                "2:{}: error: destination[0].{key}: `{key}` is not available in this version",
-                4 + key.len()
-            ),
-        );
-    }
+    check(
+        "template = \"builtin:slak\"",
+        "2:12: error: destination[0].template: there is no template `builtin:slak`",
+    );
+    check(
+        "template = \"t.j2\"",
+        "2:12: error: destination[0].template: /nonexistent/t.j2 cannot be read: No such file or directory (os error 2)",
+    );
+    check(
+        "content_type = \"text/plain\"",
+        "2:16: error: destination[0].content_type: `content_type` has no effect without `template`",
+    );
+    check(
+        "template_values = { a = \"b\" }",
+        "2:19: error: destination[0].template_values: `template_values` has no effect without `template`",
+    );
+    check(
+        "method = \"post\"",
+        "2:10: error: destination[0].method: `post` cannot be used: methods are upper-case words",
+    );
+    check(
+        "remove_headers = [\"a b\"]",
+        "2:19: error: destination[0].remove_headers[0]: `a b` cannot be used: invalid HTTP header name",
+    );
+    check(
+        "rename_headers = { X-A = \"webhook-id\" }",
+        "2:26: error: destination[0].rename_headers.X-A: `webhook-id` is set by the gateway",
+    );
+    check(
+        "url = \"http://127.0.0.1:1/{evnt}\"",
+        "2:27: error: destination[0].url: `{evnt}` is no value of a delivery; there are {event}, {source}, {delivery_id}, {id}, {json:/pointer}, {header:NAME}, {query:NAME} or {form:NAME}",
+    );
+    check(
+        "url = \"http://{event}:1/\"",
+        "2:7: error: destination[0].url: values of a delivery may stand in the path and the query of a URL only",
+    );
+    check("url = \"http://127.0.0.1:1/{event\"", "2:27: error: destination[0].url: the brace is not closed");
     crate::support::check(
         &second("name = \"c\"\nurl = \"http://a/\""),
         "10:8: warning: destination[1].name: no source forwards to this destination",
@@ -658,8 +694,8 @@ fn countersignature_and_headers() {
     assert_eq!(headers, [("x-key", true), ("x-tenant", false)]);
 
     check(
-        &format!("sign = {{ scheme = \"provider\", {whsec} }}"),
-        "2:19: error: destination[0].sign.scheme: signing as the provider does is not available in this version",
+        &format!("sign = {{ scheme = \"providers\", {whsec} }}"),
+        "2:19: error: destination[0].sign.scheme: `providers` is not a choice here",
     );
     check(
         "sign = { scheme = \"standard-webhooks\" }",
@@ -771,4 +807,78 @@ fn a_source_in_sync_mode_waits_for_one_backend_within_the_answers_deadline() {
     let found = problems(&parse(several));
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("source[0].mode: the source has several destinations"), "{found:?}");
+}
+
+#[test]
+fn a_destination_may_be_signed_as_the_provider_does_and_with_a_private_key() {
+    let sign = |line: &str| accepted(&destination(line)).destinations[0].sign.clone();
+    let as_provider = sign("sign = { scheme = \"provider\", secret = { env = \"SET\" } }");
+    assert!(matches!(as_provider, Some(Countersign::AsProvider(signers)) if *signers[0].0 == *"a"));
+    let seed = "whsk_nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=";
+    let asymmetric =
+        sign(&format!("sign = {{ scheme = \"standard-webhooks\", secret = {{ value = \"{seed}\" }} }}"));
+    assert!(format!("{asymmetric:?}").contains("Ed25519"), "{asymmetric:?}");
+}
+
+#[test]
+fn what_cannot_be_signed_as_its_provider_does_is_refused_and_says_why() {
+    let check = |provider: &str, secret: &str, why: &str| {
+        let secrets = if provider == "none" {
+            "provider = -\nsecrets = -\nverify = \"none\"\n".to_owned()
+        } else {
+            format!("provider = \"{provider}\"\nsecrets = [{{ value = \"{secret}\" }}]\n")
+        };
+        let text = source(&format!("name = \"s\"\n{secrets}")).replace(
+            "[[destination]]",
+            "[[destination]]\nsign = { scheme = \"provider\", secret = { env = \"SET\" } }",
+        );
+        let found = problems(&parse(&text));
+        let expected =
+            format!("destination[0].sign.scheme: source `s` (`{provider}`) cannot be signed again: {why}");
+        assert!(found.iter().any(|problem| problem.ends_with(&expected)), "{found:#?}");
+    };
+    let twilio = "name = \"s\"\nprovider = \"twilio-json\"\nsecrets = [{ value = \"a-secret-of-some-length\" }]\n\
+        public_url = \"https://hooks.example.com\"\n";
+    let text = source(twilio).replace(
+        "[[destination]]",
+        "[[destination]]\ntemplate = \"builtin:slack\"\nsign = { scheme = \"provider\", secret = { env = \"SET\" } }",
+    );
+    let found = problems(&parse(&text));
+    assert!(
+        found.iter().any(|problem| problem.contains("signs a digest of the body that came")),
+        "{found:#?}"
+    );
+    const AS_IT_CAME: &str = "and not in a header; body and query are sent as they came";
+    const TEXT: &str = "a-secret-of-some-length";
+    check("linear", TEXT, &format!("its time stands at `json:/webhookTimestamp` {AS_IT_CAME}"));
+    check("mailgun", TEXT, &format!("its signature stands at `json:/signature/signature` {AS_IT_CAME}"));
+    check("azure-event-grid", TEXT, &format!("its signature stands at `query:token` {AS_IT_CAME}"));
+    check(
+        "contentful",
+        &"c".repeat(64),
+        "its signatures can be verified, not made: only the provider has the key",
+    );
+    check("none", "", "it verifies nothing, so there is no format to sign in");
+    check(
+        "discord",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed)",
+    );
+}
+
+#[test]
+fn a_template_is_compiled_when_the_file_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("t.j2"), "{\n  {% if body.x }}\n}").unwrap();
+    let result = crate::support::parse_in(directory.path(), &destination("template = \"t.j2\""));
+    let found = problems(&result);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = "2:12: error: destination[0].template: t.j2:2:16: syntax error";
+    assert!(found[0].starts_with(expected), "{found:#?}");
+    let config = accepted(&destination(
+        "template = \"builtin:pagerduty\"\ntemplate_values = { routing_key = { env = \"SET\" } }\nmethod = \"PUT\"",
+    ));
+    let shape = &config.destinations[0].shape;
+    assert_eq!(shape.body.as_ref().unwrap().content_type, "application/json");
+    assert_eq!(shape.method, Some(Method::PUT));
 }

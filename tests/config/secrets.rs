@@ -44,6 +44,10 @@ fn a_secret_that_is_missing_empty_or_blank_is_refused() {
         "2:22: warning: source[0].secrets[0].value: the secret begins or ends with white space, which counts",
     );
     check(
+        "{ value = \"\\uFEFFa-secret-0123456789\" }",
+        "2:22: warning: source[0].secrets[0].value: the secret begins with a byte order mark, which counts and which nobody sees",
+    );
+    check(
         "{ file = \"secret\" }",
         "2:21: error: source[0].secrets[0].file: /nonexistent/secret cannot be read: No such file or directory (os error 2)",
     );

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign::clock::Clock;
+use countersign::config::Countersign;
 use countersign::delivery::Received;
 use countersign::forward::Progress;
 use countersign::secret::Secret;
@@ -139,7 +140,7 @@ async fn the_countersignature_verifies_at_every_attempt() {
     let standard = preset("standard-webhooks").unwrap();
     let backend = Backend::first(vec![Reply::status(500)]).await;
     let mut to = destination("legacy", &backend.url("/hooks"));
-    to.sign = Some(Signer::new(standard.scheme.clone(), &secret()).unwrap());
+    to.sign = Some(Countersign::Uniform(Box::new(Signer::new(standard.scheme.clone(), &secret()).unwrap())));
     let gateway = Gateway::start([to]);
     let mut sent = delivery(b"{\"price\": \"\xff\"}");
     for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {

@@ -17,8 +17,10 @@ use countersign::forward::{
 };
 use countersign::id::Id;
 use countersign::metrics::Metrics;
+use countersign::shape::Shape;
 use countersign::store::{
     Accepted, Arrival, AttemptRecord, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept,
+    UseOfSecret,
 };
 use http::{HeaderMap, Method};
 
@@ -117,6 +119,14 @@ impl Store for MemoryStore {
 
     async fn show_handed_over(&self, _: Arc<str>) -> Result<Vec<HandedOver>, StoreError> {
         unreachable!("only handshakes hand over")
+    }
+
+    async fn note_uses(&self, _: Vec<UseOfSecret>) -> Result<(), StoreError> {
+        unreachable!("dispatch knows no secrets of senders")
+    }
+
+    async fn uses(&self) -> Result<Vec<UseOfSecret>, StoreError> {
+        unreachable!("dispatch knows no secrets of senders")
     }
 
     async fn lease(&self, destination: &str, limit: usize, now: Timestamp) -> Result<Vec<Lease>, StoreError> {
@@ -340,6 +350,7 @@ pub(crate) fn destination(name: &str, url: &str) -> Destination {
         breaker: None,
         sign: None,
         headers: Vec::new(),
+        shape: Shape::default(),
     }
 }
 

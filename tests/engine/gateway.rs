@@ -13,6 +13,7 @@ use countersign::config::{self, Config, Destination};
 use countersign::dedup::Keys;
 use countersign::delivery::Received;
 use countersign::dispatch::Lanes;
+use countersign::forward::Concurrency;
 use countersign::id::Id;
 use countersign::metrics::Metrics;
 use countersign::secret::Secret;
@@ -72,7 +73,7 @@ impl Setting {
         let there = each.filter_map(|(destination, concurrency)| {
             let mut destination = Destination::clone(destination);
             destination.url = format!("http://{backend}/{}", destination.name).parse().unwrap();
-            destination.concurrency = NonZeroUsize::new(concurrency)?;
+            destination.concurrency = Concurrency::Fixed(NonZeroUsize::new(concurrency)?);
             Some(Arc::new(destination))
         });
         there.collect()

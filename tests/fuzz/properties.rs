@@ -4,6 +4,7 @@
 mod config;
 mod explain;
 mod grammar;
+mod handshake;
 mod head;
 mod jwt;
 mod pointer;
@@ -14,10 +15,11 @@ mod template;
 pub(crate) type Property = fn(&[u8]);
 
 /// Name, as that of the corpus and of cargo-fuzz's target and property.
-pub(crate) const TARGETS: [(&str, Property); 7] = [
+pub(crate) const TARGETS: [(&str, Property); 8] = [
     ("config", config::check),
     ("explain", explain::check),
     ("grammar", grammar::check),
+    ("handshake", handshake::check),
     ("head", head::check),
     ("jwt", jwt::check),
     ("pointer", pointer::check),

@@ -20,6 +20,7 @@ mod order;
 mod readme;
 mod rejections;
 mod replays;
+mod routes;
 mod sync;
 mod trust;
 mod verified;

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use countersign::clock::Clock;
+
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET};
 use crate::sender::{body, every_provider};
@@ -178,7 +180,7 @@ fn a_reload_takes_new_secrets_and_a_bad_file_changes_nothing() {
     let backend = Backend::accepting();
     let gateway = Gateway::start(&every_provider(&backend));
     let send = |id: &str, secret: &str| {
-        let now = countersign::clock::Clock::system().now();
+        let now = Clock::system().now();
         Post::signed_at("github", "/webhooks/github", id, "push", id.as_bytes(), secret, now)
             .send(gateway.listen)
             .status
@@ -320,4 +322,49 @@ fn the_metrics_tell_readiness_and_how_near_the_disk_is_to_its_reserve() {
     };
     assert_eq!(shown("1MiB"), (200, 1.0, false));
     assert_eq!(shown("900TiB"), (503, 0.0, true));
+}
+
+/// After a restart nothing had been known of the week before it, and no secret was ever safe to retire.
+#[test]
+fn what_is_known_of_secrets_outlives_a_restart() {
+    const NEW: &str = "a-new-secret-0123456789";
+    let backend = Backend::accepting();
+    let mut gateway = Gateway::start(&format!(
+        "[[source]]\nname = \"gh\"\nprovider = \"github\"\nto = [\"legacy\"]\nsecrets = [\
+         {{ name = \"new\", value = \"{NEW}\" }}, {{ name = \"old\", value = \"{SECRET}\" }}]\n\
+         [[destination]]\nname = \"legacy\"\nurl = \"{}\"\n",
+        backend.url()
+    ));
+    assert_eq!(Post::signed("github", "/webhooks/gh", "d-1", "push", b"{}").send(gateway.listen).status, 200);
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    let database = rusqlite::Connection::open(gateway.directory().join("data/countersign.db")).unwrap();
+    let days_pass =
+        "UPDATE secret_use SET since = since - 10 * 86400000, last_used = last_used - 8 * 86400000";
+    assert_eq!(database.execute(days_pass, []).unwrap(), 2);
+    drop(database);
+    let gateway = Gateway::start_in(gateway.directory_held(), |_| ());
+    let now = Clock::system().now();
+    let with_new = Post::signed_at("github", "/webhooks/gh", "d-2", "push", b"{}", NEW, now);
+    assert_eq!(with_new.send(gateway.listen).status, 200);
+    let admin = format!("http://{}", gateway.admin);
+    let text = String::from_utf8(run(&["status", "--admin", &admin]).stdout).unwrap();
+    assert!(text.contains("old: unused for 8 days, safe to retire"), "{text}");
+    let document: serde_json::Value = serde_json::from_str(&gateway.admin_get("/api/v1/status").1).unwrap();
+    let secrets = &document["sources"][0]["secrets"];
+    assert_eq!((&secrets[0]["uses"], &secrets[1]["uses"]), (&1.into(), &1.into()), "{secrets}");
+    let last = "countersign_verify_secret_last_used_timestamp_seconds{secret=\"old\",source=\"gh\"}";
+    let days = (now.as_second() as f64 - gateway.metric(last).unwrap()) / 86_400.0;
+    assert!((7.9..8.1).contains(&days), "{days}");
+}
+
+/// It had been taken for another path.
+#[test]
+fn the_name_of_a_source_may_be_anything_in_a_command() {
+    let gateway = Gateway::start(&every_provider(&Backend::accepting()));
+    let admin = format!("http://{}", gateway.admin);
+    let output = run(&["handed-over", "../no source?#", "--admin", &admin]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("404 Not Found: there is no such source"), "{text}");
 }

@@ -212,3 +212,113 @@ fn a_captured_request_is_explained_without_a_gateway() {
     post.body.push(b'\n');
     assert_eq!(verify(&post), (Some(1), "body_newline_added".to_owned()));
 }
+
+/// What a request is refused for by the gateway itself has been told as accepted.
+#[test]
+fn a_capture_is_judged_by_what_the_source_demands_beside_a_signature() {
+    let backend = Backend::accepting();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let sources = format!(
+        "{}\nto = [\"legacy\"]\n{}",
+        source("stripe", SECRET, ""),
+        source("github", SECRET, "on_missing_id = \"reject\"")
+    );
+    crate::support::write_config(directory.path(), &config(&backend, &sources));
+    let verify = |post: &Post| {
+        std::fs::write(file("request"), post.bytes()).unwrap();
+        let (config, request) = (file("countersign.toml"), file("request"));
+        let output = run(&["verify", "--config", &config, "--source", "github", "--request", &request]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let good = || Post::signed("github", "/webhooks/github", "d-1", "push", b"{}");
+    assert_eq!(verify(&good()).0, Some(0));
+    let strange = |target: &str| Post { target: target.to_owned(), ..good() };
+    for (post, words) in [
+        (good().without("x-github-delivery"), "has no delivery id"),
+        (Post { method: "PUT", ..good() }, "does not take the method PUT"),
+        (strange("/webhooks/nope"), "is no source's path"),
+        (strange("/webhooks/stripe?x=1"), "the path of the source `stripe`"),
+    ] {
+        let (code, text) = verify(&post);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.starts_with("refused: ") && text.contains(words), "{text}");
+        assert!(!text.contains("accepted") && !text.contains("with the configuration in force"), "{text}");
+    }
+}
+
+/// Each as an operator sees it: over the API by the command, and of a capture.
+#[test]
+fn every_kind_of_broken_request_has_a_cause_in_words() {
+    let backend = Backend::accepting();
+    let old = "an-old-secret-0123456789";
+    let sources = format!(
+        "[[source]]\nname = \"stripe\"\nprovider = \"stripe\"\nto = [\"legacy\"]\nsecrets = [{{ value = \"{OTHER}\" }}]\n\
+         [[source]]\nname = \"github\"\nprovider = \"github\"\nsecrets = [{{ value = \"{SECRET}\" }},\
+         {{ name = \"old\", value = \"{old}\", not_after = 2020-01-01T00:00:00Z }}]\n"
+    );
+    let gateway = Gateway::start(&config(&backend, &sources));
+    let now = Clock::system().now();
+    let (path, name, document) = ("/webhooks/github", "x-hub-signature-256", br#"{"id":"d-1","n":1}"#);
+    let good = || Post::signed("github", path, "d-1", "push", document);
+    let with_body = |body: &[u8]| Post { body: body.to_vec(), ..good() };
+    let by = |secret: &str| Post::signed_at("github", path, "d-1", "push", document, secret, now);
+    let signature =
+        String::from_utf8(good().headers.iter().find(|(own, _)| own == name).unwrap().1.clone()).unwrap();
+    let bare = || good().without(name);
+    let stale = earlier(now, Duration::from_secs(7_200));
+    let kinds = [
+        (bare(), "signature_missing", "the header `x-hub-signature-256` is not there"),
+        (bare().with(name, ""), "signature_empty", "has nothing in it"),
+        (bare().with(name, "sha256=abc"), "signature_malformed", "hmac-sha256 in hex would be right"),
+        (bare().with(name, &signature["sha256=".len()..]), "signature_form", "with nothing before it"),
+        (good().with(name, &signature), "header_twice", "is there twice"),
+        (with_body(b"{\"id\":\"d-1\",\"n\":1}\n"), "body_newline_added", "a newline was added"),
+        (with_body(b"{\"id\": \"d-1\", \"n\": 1}"), "body_json_reencoded", "re-encoded"),
+        (with_body(b"\x1f\x8b\x08\0"), "body_compressed", "compressed in transit"),
+        (with_body(b""), "body_empty", "the body is empty"),
+        (by(OTHER), "secret_of_other_source", "another source, `stripe`"),
+        (by(old), "secret_expired", "another secret of this source, `old`, which expired"),
+        (by(&format!("{SECRET}\n")), "sender_secret_has_space", "trailing newline"),
+        (by("a-secret-of-nobody-0123"), "unknown_secret", "no source has"),
+        (
+            Post::signed_at("stripe", path, "d-1", "x", document, OTHER, now),
+            "wrong_path",
+            "the source `stripe` at",
+        ),
+        (
+            Post::signed_at("slack", path, "d-1", "x", document, OTHER, now),
+            "other_provider",
+            "a header of the provider `slack`",
+        ),
+        (
+            Post::signed_at("stripe", "/webhooks/stripe", "d-1", "x", document, OTHER, stale),
+            "clock_off",
+            "7200 s behind our clock",
+        ),
+    ];
+    let request = gateway.directory().join("request");
+    for (post, label, words) in kinds {
+        let refused = post.send(gateway.listen);
+        assert_eq!((refused.status, refused.body.len()), (401, 0), "{label}");
+        let id = &ids(&gateway)[0];
+        let explained = json(&gateway, &["rejections", "explain", id]);
+        std::fs::write(&request, post.bytes()).unwrap();
+        let of = post.target.rsplit('/').next().unwrap();
+        let (config, request) = (gateway.config_path(), request.to_str().unwrap());
+        let config = config.to_str().unwrap();
+        let output = run(&["verify", "--config", config, "--source", of, "--request", request, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{label}");
+        for document in [explained, serde_json::from_slice(&output.stdout).unwrap()] {
+            let told = document.to_string();
+            assert_eq!(document["causes"][0]["cause"], label, "{told}");
+            let text = document["causes"][0]["text"].as_str().unwrap();
+            // The clock goes on.
+            assert!(text.contains(words) || label == "clock_off", "{label}: {text}");
+            assert!(document["causes"][0]["advice"].as_str().unwrap().len() > 10, "{told}");
+            for secret in [SECRET, OTHER, old, &signature["sha256=".len()..]] {
+                assert!(!told.contains(secret), "{label}: {told}");
+            }
+        }
+    }
+}

@@ -18,6 +18,9 @@ use crate::support::{Gateway, PATIENCE, countersign, eventually, write_config};
 use crate::tls::{NAME, http2_client};
 use crate::{http2, secrets};
 
+/// Of what was refused, so many are looked at.
+const REJECTIONS_MAX: usize = 25;
+
 /// A backend that repeats the head of each request in its reason phrase, in a header and in its body; at `/garbage` as
 /// something that is no HTTP.
 fn echoing_backend() -> SocketAddr {
@@ -217,6 +220,36 @@ impl Sweep {
         }
     }
 
+    /// What was refused is explained without what it was refused for.
+    fn look_at_rejections(&mut self) {
+        assert_eq!(self.run(&["rejections", "list", "--limit", "1000", "--json"]), Some(0));
+        let (_, list) = &self.seen[self.seen.len() - 2];
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        let ids =
+            list["rejections"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned());
+        let ids: Vec<_> = ids.take(REJECTIONS_MAX).collect();
+        assert!(!ids.is_empty());
+        for id in &ids {
+            assert_eq!(self.run(&["rejections", "explain", id]), Some(0));
+            self.admin(&format!("GET /api/v1/rejections/{id}"), &format!("Bearer {VIEWER}"));
+            assert_eq!(self.run(&["rejections", "reverify", id]), Some(1));
+            self.admin(&format!("POST /api/v1/rejections/{id}/reverify"), &format!("Bearer {VIEWER}"));
+        }
+        assert_eq!(self.run(&["rejections", "list"]), Some(0));
+        assert_eq!(self.run(&["rejections", "reverify", "--all"]), Some(1));
+        assert_eq!(self.run(&["handed-over", "stripe"]), Some(0));
+        assert_eq!(self.run(&["handed-over", OPERATOR]), Some(1));
+        for (request, token) in [
+            ("GET /api/v1/rejections?source=stripe&cursor=x", OPERATOR),
+            ("GET /api/v1/rejections", WRONG_TOKEN),
+            ("POST /api/v1/rejections/reverify?limit=1", VIEWER),
+            ("POST /api/v1/sources/stripe/handed-over", VIEWER),
+            ("POST /api/v1/sources/stripe/handed-over", OPERATOR),
+        ] {
+            self.admin(request, &format!("Bearer {token}"));
+        }
+    }
+
     fn misconfigure(&mut self) {
         let sections = self.sections.clone();
         for text in refused(&sections) {
@@ -250,6 +283,7 @@ fn no_secret_is_to_be_read_anywhere() {
         assert!(!answer.starts_with("HTTP/1.1 2"), "{}: {answer}", String::from_utf8_lossy(&bytes));
     }
     sweep.look_at_admin();
+    sweep.look_at_rejections();
     sweep.run_commands();
     sweep.misconfigure();
     for outcome in ["retryable_status", "invalid_response", "connect_failed"] {

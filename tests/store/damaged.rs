@@ -11,6 +11,7 @@ use countersign::store::sqlite::{OpenError, backup, check, salvage};
 use countersign::store::{Accepted, Store as _};
 use tempfile::TempDir;
 
+use crate::secrets::{given, used};
 use crate::sqlite::{Embedded, chain, database, directory, flip};
 use crate::support::{Bench, Draft, Lanes, at, draft};
 
@@ -48,6 +49,31 @@ async fn whatever_is_left_of_a_store_is_salvaged() {
         bench.store.close().await;
         assert_eq!(check(&directory(&root)).unwrap().deliveries, 1, "{id:?} {delivered}");
     }
+}
+
+/// They had been lost: a source that was about to be set up had to be registered anew at its provider. What had been shown
+/// does not come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_that_were_handed_over_and_their_use_are_salvaged() {
+    let (mut bench, root) = bench().await;
+    // As long as an id, and longer than a page.
+    let (short, long) = ("sixteen-bytes-ok", "x".repeat(5_000));
+    for (source, secret) in [("a", short), ("a", &long), ("shown", "b537207f20cb")] {
+        assert!(bench.store.hand_over(source.into(), given(secret)).await.unwrap());
+    }
+    assert_eq!(bench.store.show_handed_over("shown".into()).await.unwrap().len(), 1);
+    let uses = [used("new", 3, Some(9)), used("old", 0, None)];
+    bench.store.note_uses(uses.to_vec()).await.unwrap();
+    bench.store.close().await;
+    break_header(&database(&root));
+    // There is no delivery; a store that has nothing else is not nothing.
+    bench.restart().await;
+    assert!(directory(&root).join("damaged-1").exists());
+    let shown = bench.store.show_handed_over("a".into()).await.unwrap();
+    let shown: Vec<_> = shown.iter().map(|given| given.secret.expose().to_vec()).collect();
+    assert_eq!(shown, [short.as_bytes(), long.as_bytes()]);
+    assert!(bench.store.show_handed_over("shown".into()).await.unwrap().is_empty());
+    assert_eq!(bench.store.uses().await.unwrap(), uses);
 }
 
 /// The operator is told once, by the first gateway that starts, and finds each time what was there before.

@@ -95,6 +95,16 @@ CREATE TABLE countersign.handed_over (
     secret      bytea NOT NULL
 );
 
+-- How the secrets of sources have been used, by their names.
+CREATE TABLE countersign.secret_use (
+    source    text NOT NULL,
+    secret    text NOT NULL,
+    since     bigint NOT NULL, -- when the count began
+    uses      bigint NOT NULL,
+    last_used bigint,          -- null while there has been none
+    PRIMARY KEY (source, secret)
+);
+
 -- Gateways that run. What one attempts is its own until it expires here, by the database's clock.
 CREATE TABLE countersign.gateway (
     id         uuid PRIMARY KEY,

@@ -1,4 +1,4 @@
--- Format 3: forwards that keep an order, and what does not count against their age.
+-- Format 3: forwards that keep an order, what does not count against their age, and what is known of secrets.
 
 -- Milliseconds that a forward was due and could not be attempted: paused, broken, over the rate, no place, not its turn.
 ALTER TABLE forward ADD COLUMN waited INTEGER NOT NULL DEFAULT 0;
@@ -14,3 +14,13 @@ CREATE TABLE ordered (
 ) WITHOUT ROWID, STRICT;
 
 CREATE UNIQUE INDEX ordered_forward ON ordered (delivery, destination);
+
+-- How the secrets of sources have been used, by their names.
+CREATE TABLE secret_use (
+    source    TEXT NOT NULL,
+    secret    TEXT NOT NULL,
+    since     INTEGER NOT NULL, -- when the count began
+    uses      INTEGER NOT NULL,
+    last_used INTEGER,          -- null while there has been none
+    PRIMARY KEY (source, secret)
+) WITHOUT ROWID, STRICT;

@@ -97,10 +97,10 @@ fn load_salvaged(
 pub(super) fn tell(directory: &Path, metrics: &Metrics) {
     let told = salvage::untold(directory).and_then(|salvaged| {
         let Some(salvaged) = salvaged else { return Ok(()) };
-        let Salvaged { deliveries, pending, claims, findings, damaged } = &salvaged;
+        let Salvaged { deliveries, pending, claims, handed_over, findings, damaged } = &salvaged;
         report(findings, metrics);
         let (damaged, findings) = (damaged.display(), findings.len());
-        tracing::error!(deliveries, pending, claims, findings, %damaged, "store salvaged; the damaged files are kept");
+        tracing::error!(deliveries, pending, claims, handed_over, findings, %damaged, "store salvaged; the damaged files are kept");
         salvage::told(directory, &salvaged)
     });
     if let Err(error) = told {

@@ -78,9 +78,9 @@ impl Operate {
             Change::Requeue => {
                 let now = self.at.steady.time;
                 if dead {
-                    effects.revived(destination, now)
+                    effects.revived(destination, now);
                 } else {
-                    effects.replayed(destination, now)
+                    effects.replayed(destination, now);
                 }
                 effects.wakes.insert(Arc::clone(destination));
             }

@@ -34,6 +34,9 @@ pub struct Salvaged {
     pub pending: u64,
     /// Claims.
     pub claims: u64,
+    /// Secrets that came with a handshake, and that nobody has been shown.
+    #[serde(default)]
+    pub handed_over: u64,
     /// What was damaged, and what became of it.
     pub findings: Vec<Finding>,
     /// Where the damaged files are now.
@@ -195,7 +198,7 @@ fn build(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
     read(&pages, &staging)?;
     let mut salvaged = staging.merge()?;
     transaction.commit()?;
-    if salvaged.deliveries + salvaged.pending + salvaged.claims == 0 {
+    if salvaged.deliveries + salvaged.pending + salvaged.claims + salvaged.handed_over == 0 {
         let (first, _) = pages.read(1)?;
         let a_database = first[..16] == MAGIC;
         let application = word(&first, 68);

@@ -6,6 +6,8 @@ use super::BodyChange;
 
 /// An indented document can be many times as long as a compact one.
 const REENCODED_BYTES_MAX: usize = 4 << 20;
+/// What is sorted is read into a tree, many times as large.
+const SORTED_BYTES_MAX: usize = 256 << 10;
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Bodies that `body` may have been, each with what has become of it; as many at most, whatever the body is.
@@ -14,6 +16,7 @@ pub(super) fn originals(body: &[u8]) -> impl Iterator<Item = (BodyChange, Vec<u8
         .into_iter()
         .chain(line_ends(body))
         .chain(json(body))
+        .chain(sorted_json(body))
         .filter(move |(_, original)| original.as_slice() != body)
 }
 
@@ -87,8 +90,21 @@ enum Escapes {
 const ESCAPES: [Escapes; 5] =
     [Escapes::AsTheyAre, Escapes::Few, Escapes::NotAscii, Escapes::NotAsciiAndSlash, Escapes::Html];
 
-/// The document as other libraries would have written it. Its keys stay in their order: that of a document that was
-/// sorted is gone.
+/// The document with its keys sorted, as many senders have it, where something on the way has put them in another order. The
+/// numbers are those that are written as libraries write them.
+fn sorted_json(body: &[u8]) -> impl Iterator<Item = (BodyChange, Vec<u8>)> {
+    let document = (body.len() <= SORTED_BYTES_MAX)
+        .then(|| serde_json::from_slice::<serde_json::Value>(body).ok())
+        .flatten()
+        .filter(|document| document.is_object() || document.is_array());
+    // Maps of this library are sorted.
+    let sorted = document.and_then(|document| serde_json::to_vec(&document).ok());
+    let other_order =
+        sorted.filter(|sorted| reencode(body, &STYLES[0], Escapes::Few).as_ref() != Some(sorted));
+    other_order.into_iter().flat_map(|sorted| json(&sorted).collect::<Vec<_>>())
+}
+
+/// The document as other libraries would have written it, with its keys in their order.
 fn json(body: &[u8]) -> impl Iterator<Item = (BodyChange, Vec<u8>)> {
     let is_json = || body.len() <= REENCODED_BYTES_MAX && serde_json::from_slice::<IgnoredAny>(body).is_ok();
     let document = body.trim_ascii_start().first().filter(|byte| b"{[".contains(byte)).filter(|_| is_json());
@@ -240,7 +256,7 @@ mod tests {
         let wide = format!("[{}]", vec![deep.as_str(); 4_000].join(","));
         for body in ["", "\"", "{\"a\":\"\\", &deep, &wide, "{\"\\ud83d\\ude00\":\"\\u0000/<\"}"] {
             let originals: Vec<_> = originals(body.as_bytes()).collect();
-            assert!(originals.len() <= 7 + 2 * STYLES.len() * ESCAPES.len());
+            assert!(originals.len() <= 7 + 4 * STYLES.len() * ESCAPES.len());
             let longest = originals.iter().map(|(_, body)| body.len()).max().unwrap_or(0);
             assert!(longest <= REENCODED_BYTES_MAX.max(body.len() + 3) + 1, "{longest}");
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
+use crate::verify::Refusal;
 
 /// What became of a body on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,44 @@ pub enum BodyChange {
     ByteOrderMark,
     /// JSON was read and written again.
     JsonReencoded,
+}
+
+/// What a request has to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its signature.
+    Signature,
+    /// Its token, or the secret that it presents as it is.
+    Token,
+    /// Its timestamp.
+    Timestamp,
+    /// Its delivery id.
+    Id,
+    /// Another value that is signed, or demanded.
+    Value,
+}
+
+impl Part {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Signature => "signature",
+            Self::Token => "token",
+            Self::Timestamp => "timestamp",
+            Self::Id => "delivery id",
+            Self::Value => "value",
+        }
+    }
+
+    /// The one of these labels that is this part's.
+    fn label(self, [signature, token, timestamp, id, value]: [&'static str; 5]) -> &'static str {
+        match self {
+            Self::Signature => signature,
+            Self::Token => token,
+            Self::Timestamp => timestamp,
+            Self::Id => id,
+            Self::Value => value,
+        }
+    }
 }
 
 /// Why a request does not verify.
@@ -127,6 +166,63 @@ pub enum Cause {
     BodyEmpty,
     /// There was no reading the body, or keeping it.
     BodyMissing,
+    /// Something is not there.
+    Missing {
+        /// What.
+        what: Part,
+        /// Where it should be.
+        at: String,
+    },
+    /// Something is there, and empty.
+    Empty {
+        /// What.
+        what: Part,
+        /// Where it is.
+        at: String,
+    },
+    /// Something is there, and not what can stand there.
+    Malformed {
+        /// What.
+        what: Part,
+        /// Where it is.
+        at: String,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// The scheme demands another value.
+    OtherValue {
+        /// Where it is.
+        at: String,
+        /// The URL that it should be, where it should be one.
+        url: Option<String>,
+    },
+    /// The secret is there, presented in another way.
+    TokenForm {
+        /// Its name.
+        secret: Arc<str>,
+        /// How.
+        sender: String,
+    },
+    /// The name of basic authentication is right and the password is not, or the other way round.
+    BasicHalf {
+        /// The secret's name.
+        secret: Arc<str>,
+        /// The half that differs.
+        other: &'static str,
+    },
+    /// The URL is signed, and may be another one.
+    UrlSigned {
+        /// What it was taken to be.
+        url: String,
+    },
+    /// There is no secret that was valid.
+    NoActiveSecret,
+    /// The token is no secret of any source.
+    UnknownToken,
+    /// The sender publishes its keys, which are not asked for here.
+    PublishedKeys,
+    /// No more than the refusal says.
+    Refused(Refusal),
     /// No secret of any source makes this, and no change of the body that is known.
     UnknownSecret,
 }
@@ -162,6 +258,31 @@ impl Cause {
             Self::Compressed { .. } => "body_compressed",
             Self::BodyEmpty => "body_empty",
             Self::BodyMissing => "body_missing",
+            Self::Missing { what, .. } => what.label([
+                "signature_missing",
+                "token_missing",
+                "timestamp_missing",
+                "id_missing",
+                "value_missing",
+            ]),
+            Self::Empty { what, .. } => {
+                what.label(["signature_empty", "token_empty", "timestamp_empty", "id_empty", "value_empty"])
+            }
+            Self::Malformed { what, .. } => what.label([
+                "signature_malformed",
+                "token_malformed",
+                "timestamp_malformed",
+                "id_malformed",
+                "value_malformed",
+            ]),
+            Self::OtherValue { .. } => "value_mismatch",
+            Self::TokenForm { .. } => "token_form",
+            Self::BasicHalf { .. } => "basic_half",
+            Self::UrlSigned { .. } => "url_signed",
+            Self::NoActiveSecret => "no_active_secret",
+            Self::UnknownToken => "unknown_token",
+            Self::PublishedKeys => "published_keys",
+            Self::Refused(refusal) => refusal.label(),
             Self::UnknownSecret => "unknown_secret",
         }
     }
@@ -181,6 +302,7 @@ impl Cause {
             | Self::KeyEncoding { .. }
             | Self::BodyChanged(_)
             | Self::OtherUrl { .. }
+            | Self::TokenForm { .. }
             | Self::SignatureForm { .. } => true,
             Self::TimestampUnit { proven, .. }
             | Self::ClockOff { proven, .. }
@@ -190,6 +312,16 @@ impl Cause {
             | Self::Compressed { .. }
             | Self::BodyEmpty
             | Self::BodyMissing
+            | Self::Missing { .. }
+            | Self::Empty { .. }
+            | Self::Malformed { .. }
+            | Self::OtherValue { .. }
+            | Self::BasicHalf { .. }
+            | Self::UrlSigned { .. }
+            | Self::NoActiveSecret
+            | Self::UnknownToken
+            | Self::PublishedKeys
+            | Self::Refused(_)
             | Self::UnknownSecret => false,
         }
     }
@@ -210,7 +342,9 @@ impl Cause {
                 "give the sender the secret of this source, or add it to `secrets`"
             }
             Self::WrongPath { .. } => "tell the sender that source's URL",
-            Self::SecretHasSpace { .. } => "remove the white space from the configured secret",
+            Self::SecretHasSpace { .. } => {
+                "remove it from the configured secret, or save the file without a byte order mark"
+            }
             Self::SenderSecretHasSpace { .. } => "remove the white space where the sender keeps its secret",
             Self::KeyEncoding { .. } => "set `key` of the scheme, or the `provider`, to what the sender does",
             Self::BodyChanged(_) => {
@@ -232,6 +366,40 @@ impl Cause {
             Self::Compressed { .. } => "have nothing between sender and gateway compress or unpack bodies",
             Self::BodyEmpty => "find what drops the body: a redirect, or a proxy",
             Self::BodyMissing => "have the sender send it again",
+            Self::Missing { what, .. } | Self::Empty { what, .. } => match what {
+                Part::Signature | Part::Token => {
+                    "set the secret at the provider, which signs nothing without one; see that no proxy removes the header; or set `provider` to who sends this"
+                }
+                Part::Timestamp | Part::Id | Part::Value => {
+                    "see that no proxy removes it, and that `provider` is who sends this"
+                }
+            },
+            Self::Malformed { .. } => {
+                "set `provider`, or the scheme, to what the sender does; see that nothing on the way rewrites it"
+            }
+            Self::OtherValue { url: Some(_), .. } => {
+                "set `public_url` to what the provider was told, or tell it the right URL"
+            }
+            Self::OtherValue { url: None, .. } => {
+                "see whether this is meant for another source, then compare it with `require`, `config` or the claims of the scheme"
+            }
+            Self::TokenForm { .. } => {
+                "have the sender present it as the scheme says, or set `token` to where it is"
+            }
+            Self::BasicHalf { .. } => "compare `name:password` at the provider with the configured secret",
+            Self::UrlSigned { .. } => {
+                "compare it with the URL that the provider was told, to the letter: scheme, host, port, path, slash at the end, query; `public_url` sets what stands before the path"
+            }
+            Self::NoActiveSecret => {
+                "configure a secret that is valid now, or move `not_before` and `not_after`"
+            }
+            Self::UnknownToken => "compare the secret at the provider with the configured one",
+            Self::PublishedKeys => {
+                "reverify it, which asks for them; if that refuses it, look at who sends this, then for what changes bodies on the way"
+            }
+            Self::Refused(_) => {
+                "compare the request with the provider's documentation (`countersign providers NAME`)"
+            }
             Self::UnknownSecret => {
                 "compare the secret at the provider with the configured one, then look for what changes bodies on the way"
             }
@@ -259,7 +427,7 @@ impl fmt::Display for Cause {
             }
             Self::SecretHasSpace { secret } => write!(
                 f,
-                "the configured secret `{secret}` has white space (a space or a newline) around it that the sender's does not have"
+                "the configured secret `{secret}` has white space or something invisible (a space, a newline, a byte order mark) around it that the sender's does not have"
             ),
             Self::SenderSecretHasSpace { secret } => write!(
                 f,
@@ -301,6 +469,28 @@ impl fmt::Display for Cause {
             }
             Self::BodyEmpty => f.write_str("the body is empty, and may have been lost in transit"),
             Self::BodyMissing => f.write_str("the body was not kept, so nothing can be tried"),
+            Self::Missing { what, at } => write!(f, "the {} is missing: {at} is not there", what.noun()),
+            Self::Empty { what, at } => write!(f, "the {} is empty: {at} has nothing in it", what.noun()),
+            Self::Malformed { what, at, why } => write!(f, "the {} ({at}) is malformed: {why}", what.noun()),
+            Self::OtherValue { at, url: Some(url) } => {
+                write!(f, "{at} is another one than the URL of this source, which is taken to be {url}")
+            }
+            Self::OtherValue { at, url: None } => write!(f, "{at} is another one than the scheme demands"),
+            Self::TokenForm { secret, sender } => {
+                write!(f, "the secret `{secret}` is presented {sender}, not as the scheme says")
+            }
+            Self::BasicHalf { secret, other } => {
+                write!(f, "of the basic authentication `{secret}` only the {other} differs")
+            }
+            Self::UrlSigned { url } => {
+                write!(f, "the provider signs the URL, which is taken to be {url}: the one that it was told may be another")
+            }
+            Self::NoActiveSecret => f.write_str("no secret of this source was valid when it came"),
+            Self::UnknownToken => f.write_str("the token that it presents is the secret of no source"),
+            Self::PublishedKeys => f.write_str(
+                "it is verified with keys that the sender publishes, which are not asked for to explain it: it may be somebody else's, or a body that was changed in transit",
+            ),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::UnknownSecret => f.write_str("it was made with a secret that no source has, or of a body that was changed beyond recognition"),
         }
     }

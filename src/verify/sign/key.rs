@@ -102,7 +102,8 @@ fn private(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
 
 fn unusable(algorithm: Algorithm) -> KeyError {
     KeyError(format!(
-        "signing takes the private key for {} (PKCS#8, as PEM or base64; of Ed25519 also the seed)",
+        "signing takes the private key for {} (PKCS#8, as PEM or base64; of Ed25519 also the seed): the provider keeps its \
+         own, so make a key pair of your own, and let the source have the public key as its secret",
         algorithm.name()
     ))
 }

@@ -250,7 +250,7 @@ mod tests {
 
     const FRAME: usize = FRAME_HEADER + PAGE_SIZE;
     /// The pages that four transactions write, of two, four, three and one.
-    const PAGES: [u32; 10] = [1, 17, 1, 17, 18, 19, 1, 17, 18, 17];
+    const PAGES: [u32; 10] = [1, 18, 1, 18, 19, 20, 1, 18, 19, 18];
 
     /// The log of a database that was copied while it was open, after `change` has been made to the log; with the index
     /// that tells what is in it, or without.

@@ -141,6 +141,23 @@ impl<'c> Staging<'c> {
                     params![id, destination, attempt, started_at, duration, outcome, status, detail],
                 )
             }
+            // What an older page has may have been shown, or counted on, since.
+            [Text(source), Integer(received_at), Text(sender), Blob(secret), ..] if rank == NEWEST => self
+                .insert(
+                    "INSERT INTO handed_over VALUES (?1, ?2, ?3, ?4)",
+                    params![source, received_at, sender, secret],
+                ),
+            [
+                Text(source),
+                Text(secret),
+                Integer(since),
+                Integer(uses),
+                last_used @ (Integer(_) | Null),
+                ..,
+            ] if rank == NEWEST => self.insert(
+                "INSERT OR IGNORE INTO secret_use VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![source, secret, since, uses, last_used],
+            ),
             // An entry of an index that leads to a delivery or to its attempts.
             [Blob(id), Integer(_)] if id.len() == 16 => self.know(id, rank),
             _ => Ok(()),
@@ -319,6 +336,7 @@ impl<'c> Staging<'c> {
             deliveries: count("SELECT count(*) FROM delivery")?,
             pending: count("SELECT count(*) FROM forward WHERE settled_at IS NULL")?,
             claims: count("SELECT count(*) FROM claim")?,
+            handed_over: count("SELECT count(*) FROM handed_over")?,
             findings: findings.collect::<rusqlite::Result<_>>()?,
             ..Salvaged::default()
         })
@@ -347,7 +365,8 @@ mod tests {
     use crate::store::sqlite::schema;
     use Value::{Blob, Integer, Null, Text};
 
-    const TABLES: [&str; 4] = ["found_forward", "found_entry", "found_claim", "attempt"];
+    const TABLES: [&str; 6] =
+        ["found_forward", "found_entry", "found_claim", "attempt", "handed_over", "secret_use"];
 
     fn text(text: &str) -> Value {
         Text(text.to_owned())
@@ -435,6 +454,13 @@ mod tests {
             claim(blob(32), 16, 31, Null),
         ] {
             check(&row, None, false);
+        }
+
+        // A secret may be as long as an id.
+        check(&[text("s"), Integer(5), text("192.0.2.1"), blob(16)], Some("handed_over"), false);
+        for last_used in [Integer(7), Null] {
+            let used = [text("s"), text("old"), Integer(5), Integer(6), last_used];
+            check(&used, Some("secret_use"), false);
         }
 
         let attempt = |id, status| {
