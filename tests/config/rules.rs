@@ -141,11 +141,29 @@ fn admin() {
 #[test]
 fn store_and_dedup() {
     let check = |line: &str, problem: &str| check(&section(line), problem);
+    check("store.engine = \"redis\"", "1:16: error: store.engine: `redis` is not a choice here");
     check(
         "store.engine = \"postgres\"",
-        "1:16: error: store.engine: the engine `postgres` is not available in this version",
+        "1:1: error: store.url: the engine `postgres` needs to know where its database is",
     );
-    check("store.engine = \"redis\"", "1:16: error: store.engine: `redis` is not a choice here");
+    let shared = |rest: &str| format!("[store]\nengine = \"postgres\"\n{rest}");
+    check(
+        &shared("url = { value = \"mysql://u:hunter2@h/n\" }"),
+        "3:17: error: store.url.value: this is no URL of a database: it does not begin with `postgres://`",
+    );
+    check(
+        &shared("url = { value = \"postgres://u:hunter2@h/n?sslmode=perhaps\" }"),
+        "3:17: error: store.url.value: this is no URL of a database: `sslmode` is none of disable, prefer, require, \
+         verify-ca, verify-full",
+    );
+    check(
+        &shared("url = { value = \"postgres://u@h/n\" }\nconnections = 1"),
+        "4:15: error: store.connections: 1 is out of range",
+    );
+    check(
+        "store.connections = 5",
+        "1:21: warning: store.connections: `connections` has no effect: it belongs to the engine `postgres`",
+    );
     check("store.path = \"\"", "1:14: error: store.path: the path is empty");
     check("store.path = \"/dev/null\"", "1:14: error: store.path: /dev/null is not a directory");
     check("store.disk_reserve = 5", "1:22: error: store.disk_reserve: integer does not fit here");
