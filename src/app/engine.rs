@@ -53,6 +53,7 @@ pub(super) async fn open(
             None
         }
     };
+    metrics.store_shared.set(1);
     let (database, connections) = (database.clone(), config.connections);
     let options = postgres::Options { database, connections, metrics };
     let store = postgres::open(options, Arc::clone(lanes) as _).await?;
