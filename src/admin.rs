@@ -151,6 +151,12 @@ pub trait Gateway: Send + Sync + 'static {
     /// Pauses or resumes a destination.
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<DestinationStatus, Refused>;
 
+    /// Has a destination whose breaker is open be probed at once.
+    ///
+    /// # Errors
+    /// When there is no such destination, or its breaker is not open.
+    fn probe(&self, destination: &str) -> Result<DestinationStatus, Refused>;
+
     /// What happens, as it happens.
     fn events(&self) -> &Events;
 

@@ -20,11 +20,14 @@ use tokio::time::Instant;
 
 mod body;
 mod chart;
+mod dead;
 mod deliveries;
 mod enter;
 mod history;
 mod layout;
 mod overview;
+mod places;
+mod rejections;
 mod session;
 
 use super::{BODY_MAX, Known, audit, limited};
@@ -57,6 +60,9 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
     };
     let changes = Router::new()
         .merge(deliveries::changes())
+        .merge(dead::changes())
+        .merge(rejections::changes())
+        .merge(places::changes())
         .route_layer(middleware::from_fn_with_state(Arc::clone(gateway), audit::operators_only))
         // Not for operators only, and told by itself.
         .route("/logout", post(enter::logout))
@@ -65,6 +71,9 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
         .route("/", get(overview::show))
         .route("/live", get(live))
         .merge(deliveries::pages())
+        .merge(dead::pages())
+        .merge(rejections::pages())
+        .merge(places::pages())
         .merge(changes)
         .route_layer(middleware::from_fn(enter::as_pages))
         .route_layer(middleware::from_fn_with_state(console.clone(), enter::enter));

@@ -31,7 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<Known> {
 
 /// For operators only.
 pub(super) fn changes() -> OpenApiRouter<Known> {
-    OpenApiRouter::new().routes(routes!(pause)).routes(routes!(resume))
+    OpenApiRouter::new().routes(routes!(pause)).routes(routes!(resume)).routes(routes!(probe))
 }
 
 /// The sources: how they stand, and what to do about their secrets
@@ -61,4 +61,11 @@ async fn pause(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<D
     params(("name" = String, Path, description = "Its name")), responses((status = 200, body = DestinationStatus)))]
 async fn resume(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<DestinationStatus>, Refused> {
     gateway.set_paused(&name, false).await.map(|status| Told(String::new(), status))
+}
+
+/// Attempt the next forward of a destination whose breaker is open, without waiting any longer
+#[utoipa::path(post, path = "/destinations/{name}/probe", tag = "gateway",
+    params(("name" = String, Path, description = "Its name")), responses((status = 200, body = DestinationStatus)))]
+async fn probe(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<DestinationStatus>, Refused> {
+    gateway.probe(&name).map(|status| Told(String::new(), status))
 }

@@ -67,6 +67,21 @@ impl Metrics {
             attempts,
         }
     }
+
+    /// What has been refused: source, reason and how often, without what never was.
+    pub fn rejections(&self) -> Vec<(String, String, u64)> {
+        let mut counts = Vec::new();
+        for family in self.ingest_rejections.collect() {
+            for metric in family.get_metric() {
+                let label = |name: &str| metric.get_label().iter().find(|pair| pair.name() == name);
+                let count = metric.get_counter().get_value() as u64;
+                if let (Some(source), Some(reason), 1..) = (label("source"), label("reason"), count) {
+                    counts.push((source.value().to_owned(), reason.value().to_owned(), count));
+                }
+            }
+        }
+        counts
+    }
 }
 
 /// By the value of one label.
@@ -95,6 +110,9 @@ mod tests {
             metrics.ingest_requests.with_label_values(&[source, "rejected"]).inc();
             metrics.ingest_ack_duration.with_label_values(&[source]).observe(0.02);
         }
+        metrics.ingest_rejections.with_label_values(&["a", "too_large"]);
+        metrics.ingest_rejections.with_label_values(&["b", "too_large"]).inc();
+        assert_eq!(metrics.rejections(), [("b".to_owned(), "too_large".to_owned(), 1)]);
         metrics.forward_settled.with_label_values(&["x", "dead"]).inc();
         metrics.forward_attempts.with_label_values(&["x", "delivered"]).inc_by(3);
         metrics.forward_attempts.with_label_values(&["x", "timeout"]).inc();

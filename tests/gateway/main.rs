@@ -9,6 +9,7 @@ mod support;
 mod admin;
 mod bounded;
 mod commands;
+mod console;
 mod durable;
 mod exact;
 mod handshakes;

@@ -157,9 +157,11 @@ pub(super) fn refusal(why: &str) -> Markup {
 /// A state, coloured by what it means.
 pub(super) fn state(label: &str) -> Markup {
     let class = match label {
-        "delivered" | "open" | "stored" | "ok" | "done" => "good",
+        "delivered" | "open" | "stored" | "ok" | "done" | "enforce" => "good",
         "dead" | "broken" | "failed" | "refused" => "bad",
-        "waiting" | "in_flight" | "probing" | "paused" | "unrouted" | "running" | "counting" => "mind",
+        "observe" | "waiting" | "in_flight" | "probing" | "paused" | "unrouted" | "running" | "counting" => {
+            "mind"
+        }
         _ => "dim",
     };
     html! { span class={ "state " (class) } { (label.replace('_', " ")) } }
