@@ -338,7 +338,6 @@ fn no_page_may_run_or_load_anything_that_is_not_ours() {
         ("/deliveries/01890000-0000-7000-8000-000000000000", 404),
         ("/refused/01890000-0000-7000-8000-000000000000", 404),
         ("/jobs/x", 404),
-        ("/replay", 405),
     ] {
         let page = browser.get(path);
         assert_eq!(page.status, status, "{path}: {}", page.text);

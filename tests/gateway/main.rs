@@ -8,6 +8,7 @@ mod support;
 
 mod admin;
 mod bounded;
+mod browser;
 mod commands;
 mod console;
 mod durable;

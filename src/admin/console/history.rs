@@ -10,13 +10,14 @@ use crate::admin::Gateway;
 use crate::metrics::Totals;
 
 /// Between two samples.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(5);
 pub(super) const HOUR: Duration = Duration::from_hours(1);
-const SAMPLES: usize = 361;
+const SAMPLES: usize = 721;
 /// Samples whose attempts are kept by destination: a minute's.
-const MINUTE: usize = 7;
-/// Samples between two points of a chart.
-const STRIDE: usize = 3;
+const MINUTE: usize = 13;
+/// Samples between two points of a chart, once there are enough of them.
+const STRIDE: usize = 6;
+const FEW: usize = 10 * STRIDE;
 
 struct Sample {
     at: Instant,
@@ -80,7 +81,8 @@ impl History {
     /// How often it happened per second: seconds ago, and the rate up to then. The oldest first.
     pub(super) fn rates(&self, series: Series, now: Instant) -> Vec<(f64, f64)> {
         let samples = self.lock();
-        let points: Vec<_> = samples.iter().rev().step_by(STRIDE).collect();
+        let stride = if samples.len() < FEW { 1 } else { STRIDE };
+        let points: Vec<_> = samples.iter().rev().step_by(stride).collect();
         let rate = |pair: &[&Sample]| {
             let (later, earlier) = (pair[0], pair[1]);
             let count = series.of(&later.totals).saturating_sub(series.of(&earlier.totals));
@@ -173,7 +175,7 @@ mod tests {
         assert_eq!(history.attempts("x"), None);
         assert_eq!(history.acks([0.5], HOUR, &totals(0)), None);
         for n in 0..1_000 {
-            history.add(start + EVERY * n, totals(u64::from(n) * 20));
+            history.add(start + EVERY * n, totals(u64::from(n) * 10));
         }
         assert_eq!(history.lock().len(), SAMPLES);
         assert_eq!(history.lock().iter().filter(|sample| !sample.totals.attempts.is_empty()).count(), MINUTE);
@@ -184,7 +186,7 @@ mod tests {
         assert!((3_500.0..=3_600.0).contains(&rates[0].0), "{}", rates[0].0);
         assert_eq!(history.attempts("x"), Some((2.0, 0.0)));
         assert_eq!(history.attempts("y"), Some((0.0, 0.0)));
-        let [p50, p99] = history.acks([0.5, 0.99], HOUR, &totals(999 * 20)).unwrap();
+        let [p50, p99] = history.acks([0.5, 0.99], HOUR, &totals(999 * 10)).unwrap();
         assert!((p50 - 0.001).abs() < 1e-4 && (0.009..=0.01).contains(&p99), "{p50} {p99}");
     }
 
