@@ -37,7 +37,7 @@ impl Chromium {
             return None;
         };
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let port = lines.find_map(|line| line.split_once("on port ")?.1.trim_end_matches('.').parse().ok());
+        let port = lines.find_map(|line| line.split_once("successfully on port ")?.1.trim_end_matches('.').parse().ok());
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let directory = format!("--user-data-dir={}", profile.path().display());
@@ -123,7 +123,7 @@ impl Chromium {
     }
 
     fn text(&self) -> String {
-        self.run("return document.body.innerText").as_str().unwrap().to_owned()
+        self.run("return document.body?.innerText ?? ''").as_str().unwrap().to_owned()
     }
 
     #[track_caller]
@@ -354,7 +354,7 @@ fn every_page_and_action_works_in_a_browser() {
     assert_eq!(post.send(gateway.listen).status, 200);
     browser.eventually_says("<script>window.pwned=1</script>");
     eventually("its state follows", || {
-        browser.run("return document.querySelector('tr[data-id] .forwards').innerText") == "legacy delivered"
+        browser.run("return document.querySelector('tr[data-id] .forwards')?.innerText") == "legacy delivered"
     });
     browser.picture("live");
     let inert = |browser: &Chromium| {
