@@ -441,7 +441,7 @@ fn dead_letters_are_grouped_and_replayed_or_purged_with_progress() {
     ]);
     let these = [("destination", "legacy"), ("outcome", "rejected"), ("source", "")];
     let dry = [&these[..], &[("dry_run", "yes")]].concat();
-    browser.submit("/dead", "/dead/replay", &dry).says(&["6 match; nothing was changed.", "Dry run"]);
+    browser.submit("/dead", "/dead/replay", &dry).says(&["6 match; nothing was changed.", "dry run"]);
     mended.store(true, Ordering::SeqCst);
     browser.submit("/dead", "/dead/purge", &[("delivery_id", "n0")]).says(&["1 of 1 changed."]);
     // One a second: it is seen under way, and ended.

@@ -61,7 +61,7 @@ pub(super) fn pretty(text: &str) -> Option<String> {
             ' ' | '\t' | '\n' | '\r' => {}
             '{' | '[' => {
                 pretty.push(c);
-                while rest.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+                while rest.next_if(char::is_ascii_whitespace).is_some() {}
                 if let Some(end) = rest.next_if(|next| matches!(next, '}' | ']')) {
                     pretty.push(end);
                 } else {

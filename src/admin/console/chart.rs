@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use super::history::HOUR;
+use super::layout::span;
 
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 72.0;
@@ -13,7 +14,9 @@ const HEIGHT: f64 = 72.0;
 pub(super) fn line(title: &str, unit: &str, points: &[(f64, f64)]) -> Markup {
     let most = points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
     let top = if most > 0.0 { most } else { 1.0 };
-    let x = |ago: f64| WIDTH * (1.0 - (ago / HOUR.as_secs_f64()).clamp(0.0, 1.0));
+    // A gateway that is younger than an hour has its whole life here.
+    let oldest = points.first().map_or(0.0, |(ago, _)| *ago).clamp(60.0, HOUR.as_secs_f64());
+    let x = |ago: f64| WIDTH * (1.0 - (ago / oldest).clamp(0.0, 1.0));
     let y = |value: f64| HEIGHT - 2.0 - (HEIGHT - 6.0) * value / top;
     let mut path = String::new();
     for (ago, value) in points {
@@ -25,7 +28,12 @@ pub(super) fn line(title: &str, unit: &str, points: &[(f64, f64)]) -> Markup {
         .zip(points.last())
         .map(|((first, _), (last, _))| format!("{path}L{:.1} {HEIGHT}L{:.1} {HEIGHT}Z", x(*last), x(*first)));
     let now = points.last().map(|(_, value)| *value);
-    let told = format!("{title}, last hour: now {}, most {} {unit}", short(now.unwrap_or(0.0)), short(most));
+    let told = format!(
+        "{title}, the last {}: now {}, most {} {unit}",
+        span(oldest as u64),
+        short(now.unwrap_or(0.0)),
+        short(most)
+    );
     html! {
         figure.chart {
             figcaption {
@@ -36,7 +44,7 @@ pub(super) fn line(title: &str, unit: &str, points: &[(f64, f64)]) -> Markup {
                 @if let Some(area) = area { path.area d=(area) {} }
                 path.line d=(path) vector-effect="non-scaling-stroke" {}
             }
-            div.axis { span { "1 h ago" } span { "most " (short(most)) } span { "now" } }
+            div.axis { span { (span(oldest as u64)) " ago" } span { "most " (short(most)) } span { "now" } }
         }
     }
 }

@@ -139,7 +139,7 @@ function arrived(rows, delivery) {
   const row = make("tr");
   row.dataset.id = delivery.id;
   row.className = "fresh";
-  const cells = [link, delivery.source, odd(delivery.event ?? "–"), odd(delivery.delivery_id ?? "–"), "", ""];
+  const cells = [link, delivery.source, odd(delivery.event ?? "–"), odd(delivery.delivery_id ?? "–"), "–", "–"];
   for (const content of cells) {
     const cell = make("td");
     cell.append(content);

@@ -224,7 +224,7 @@ async fn job(
     let body = html! {
         // A job that is over has no more to tell.
         div data-refresh=[(!job.is_over()).then_some("1")] {
-            h1 { @if job.order.dry_run { "Dry run of a " } (job.kind) " " (state(&job.state)) }
+            h1 { "Job: " (job.kind) @if job.order.dry_run { ", dry run" } " " (state(&job.state)) }
             section {
                 progress max=(job.matched.max(1)) value=(job.done + job.skipped + job.failed) aria-label="Progress" {}
                 dl.facts {

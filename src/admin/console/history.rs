@@ -127,7 +127,7 @@ impl History {
     pub(super) fn attempts(&self, destination: &str) -> Option<(f64, f64)> {
         let samples = self.lock();
         let last = samples.back()?;
-        let first = samples.iter().rev().take(MINUTE).last().filter(|first| first.at < last.at)?;
+        let first = samples.get(samples.len().saturating_sub(MINUTE)).filter(|first| first.at < last.at)?;
         let of = |sample: &Sample| sample.totals.attempts.get(destination).copied().unwrap_or_default();
         let ((delivered, failed), (delivered_before, failed_before)) = (of(last), of(first));
         let seconds = last.at.duration_since(first.at).as_secs_f64();

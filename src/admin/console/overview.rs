@@ -37,7 +37,7 @@ pub(super) async fn show(State(console): State<Console>, Extension(visitor): Ext
                 figure.chart.figures {
                     figcaption { span { "Time to acknowledge" } }
                     table {
-                        tr { th {} th { "p50" } th { "p99" } }
+                        tr { th {} th.n { "p50" } th.n { "p99" } }
                         (ack_row("5 min", acks(Duration::from_mins(5))))
                         (ack_row("1 h", acks(HOUR)))
                     }
