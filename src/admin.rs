@@ -151,6 +151,9 @@ pub trait Gateway: Send + Sync + 'static {
     /// Pauses or resumes a destination.
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<DestinationStatus, Refused>;
 
+    /// Sends a delivery to a source, signed as its provider would.
+    async fn send_test(&self, source: &str) -> Result<Reverification, Refused>;
+
     /// Has a destination whose breaker is open be probed at once.
     ///
     /// # Errors

@@ -117,6 +117,10 @@ impl Gateway for Parts {
         self.pause(destination, paused).await
     }
 
+    async fn send_test(&self, source: &str) -> Result<Reverification, Refused> {
+        self.try_source(source).await
+    }
+
     fn probe(&self, destination: &str) -> Result<DestinationStatus, Refused> {
         let probes = self.lanes.probe(destination);
         let status = self.status().destinations.into_iter().find(|status| status.name == destination);

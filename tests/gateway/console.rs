@@ -247,7 +247,7 @@ fn a_viewer_sees_all_and_has_no_buttons() {
         assert_eq!(seen.status, 200, "{path}");
         let posts = |page: &Page| page.text.matches("method=\"post\"").count();
         assert_eq!(posts(&seen), 1, "{path}: only the logout");
-        if ["/dead", "/refused", "/destinations", &*detail].contains(&path) {
+        if ["/dead", "/refused", "/destinations", "/sources", &*detail].contains(&path) {
             assert!(posts(&done) > 1, "{path}");
         }
     }
@@ -261,6 +261,7 @@ fn a_viewer_sees_all_and_has_no_buttons() {
         "/jobs/x/cancel",
         "/refused/x/reverify",
         "/refused/reverify",
+        "/sources/github/test",
         "/destinations/legacy/pause",
         "/destinations/legacy/resume",
         "/destinations/legacy/probe",
@@ -649,4 +650,26 @@ fn the_live_tail_tells_deliveries_to_who_has_a_session() {
     assert_eq!(send(&gateway, "a"), 200);
     assert!(lines.by_ref().any(|line| line == "event: delivery"));
     assert!(lines.next().unwrap().contains("\"delivery_id\":\"a\""));
+}
+
+#[test]
+fn a_test_delivery_is_signed_verified_and_forwarded() {
+    let backend = Backend::accepting();
+    let nothing = "[[source]]\nname = \"open\"\nverify = \"none\"\nto = [\"legacy\"]\n";
+    let gateway = Gateway::start(&format!("{nothing}{}", every_provider(&backend)));
+    let browser = Browser::new(&gateway);
+    for source in crate::sender::ALL {
+        let page = browser.submit("/sources", &format!("/sources/{source}/test"), &[]);
+        page.says(&["Sent, verified and stored", "countersign.test", "secret-1", source]);
+    }
+    backend.eventually_got(crate::sender::ALL.len());
+    let csrf = form(&[("csrf", &browser.get("/sources").csrf())]);
+    for (source, status) in [("open", 409), ("nowhere", 404)] {
+        assert_eq!(
+            browser.send("POST", &format!("/sources/{source}/test"), "", &csrf).status,
+            status,
+            "{source}"
+        );
+    }
+    gateway.eventually_metric("countersign_conservation_imbalance{equation=\"requests\"}", 0.0);
 }

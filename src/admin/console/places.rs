@@ -24,6 +24,7 @@ pub(super) fn pages() -> Router<Console> {
 /// For operators only.
 pub(super) fn changes() -> Router<Console> {
     Router::new()
+        .route("/sources/{name}/test", post(test))
         .route("/destinations/{name}/pause", post(pause))
         .route("/destinations/{name}/resume", post(resume))
         .route("/destinations/{name}/probe", post(probe))
@@ -134,12 +135,12 @@ async fn sources(State(console): State<Console>, Extension(visitor): Extension<V
     let known = console.gateway.status().sources;
     let body = html! {
         h1 { "Sources" }
-        @for each in &known { (source(each)) }
+        @for each in &known { (source(each, &visitor)) }
     };
     page(&visitor, Some(Tab::Sources), "Sources", &body)
 }
 
-fn source(known: &SourceStatus) -> Markup {
+fn source(known: &SourceStatus, visitor: &Visitor) -> Markup {
     let url = known.url.clone().unwrap_or_else(|| known.path.clone());
     let id = format!("url-{}", known.name);
     let these = query([("source", Some(&*known.name))]);
@@ -148,6 +149,11 @@ fn source(known: &SourceStatus) -> Markup {
             h2 { (known.name) " " small.dim { (known.provider) } " " (state(&known.enforcement)) }
             p { "Paste into the provider: " code id=(id) { (url) } " " button type="button" data-copy=(id) hidden { "Copy" }
                 @if known.url.is_none() { br; span.dim { "below the address that the provider reaches; set " code { "listen.public_url" } " to have the whole here." } }
+            }
+            @if known.enforcement != "none" {
+                div.bar { (Action::new(format!("/sources/{}/test", known.name), "Send a signed test delivery")
+                    .confirm(format!("Send {} a delivery of the event type countersign.test? Its destinations get it, too.", known.name))
+                    .button(visitor)) }
             }
             dl.facts {
                 div { dt { "Verification" } dd { (meaning_of(&known.enforcement)) } }
@@ -172,6 +178,25 @@ fn source(known: &SourceStatus) -> Markup {
             }
         }
     }
+}
+
+async fn test(
+    State(console): State<Console>,
+    Extension(visitor): Extension<Visitor>,
+    Path(name): Path<String>,
+) -> Result<Response, Refused> {
+    let sent = console.gateway.send_test(&name).await?;
+    let told = format!("{} {}", sent.outcome, sent.id);
+    let (said, back) = match (&*sent.outcome, &sent.reason) {
+        ("stored", _) => {
+            ("Sent, verified and stored: here it is.".to_owned(), format!("/deliveries/{}", sent.id))
+        }
+        (_, Some(reason)) => {
+            (format!("Sent, and refused: {}.", reason.replace('_', " ")), "/sources".to_owned())
+        }
+        (outcome, None) => (format!("Sent: {outcome}."), "/sources".to_owned()),
+    };
+    Ok(done(&visitor, said, &back, told))
 }
 
 fn secret(known: &SecretStatus) -> Markup {
