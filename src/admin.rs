@@ -1,6 +1,7 @@
 //! The operators' edge, never on the public listener. `GET /livez`, `/readyz` and `/metrics` take no token, nor does
 //! `GET /api/v1/openapi.json`, which describes all the rest: it is made of the routes of the modules below, each of which
-//! has its documents beside it. What changes something is for operators, and is audited.
+//! has its documents beside it. What changes something is for operators, and is audited. All other paths are the
+//! [`console`]'s, the same for browsers.
 //!
 //! It knows what it is told through [`Gateway`], and changes nothing but through it.
 
@@ -24,6 +25,7 @@ use utoipa_axum::routes;
 
 mod audit;
 mod auth;
+mod console;
 mod deliveries;
 mod events;
 mod handed_over;
@@ -149,6 +151,15 @@ pub trait Gateway: Send + Sync + 'static {
     /// Pauses or resumes a destination.
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<DestinationStatus, Refused>;
 
+    /// Sends a delivery to a source, signed as its provider would.
+    async fn send_test(&self, source: &str) -> Result<Reverification, Refused>;
+
+    /// Has a destination whose breaker is open be probed at once.
+    ///
+    /// # Errors
+    /// When there is no such destination, or its breaker is not open.
+    fn probe(&self, destination: &str) -> Result<DestinationStatus, Refused>;
+
     /// What happens, as it happens.
     fn events(&self) -> &Events;
 
@@ -173,6 +184,8 @@ struct Guard {
 
 /// The routes over `gateway`, to be served with the peer's address as [`ConnectInfo`].
 pub fn router(gateway: Arc<dyn Gateway>) -> Router {
+    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let console = console::router(&gateway, &places);
     let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
     let guarded = Guard { gateway: Arc::clone(&gateway), refusals: Arc::default(), origin: Instant::now() };
     let audited = Arc::clone(&gateway);
@@ -196,7 +209,7 @@ pub fn router(gateway: Arc<dyn Gateway>) -> Router {
         .fallback(nothing)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn_with_state(guarded, guard))
-        .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(REQUESTS_MAX)), limited));
+        .layer(middleware::from_fn_with_state(places, limited));
     let (router, document) = OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(livez))
         .routes(routes!(readyz))
@@ -209,6 +222,7 @@ pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     router
         .route("/api/v1/openapi.json", get(move || openapi::serve(Arc::clone(&document))))
         .layer(middleware::from_fn(as_problems))
+        .merge(console)
 }
 
 /// Whether the process serves

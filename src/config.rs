@@ -168,6 +168,8 @@ pub struct Source {
     pub name: Arc<str>,
     /// The exact path.
     pub path: String,
+    /// What the provider was told, up to the path.
+    pub public_url: Option<String>,
     /// The preset's name, `custom`, or `none`.
     pub provider: Arc<str>,
     /// How its requests are verified.

@@ -143,6 +143,11 @@ impl Lanes {
         self.lane(destination).map(|lane| lane.pause(false)).is_some()
     }
 
+    /// Has a destination whose breaker is open be probed now. False when there is no such lane, or it waits for no probe.
+    pub fn probe(&self, destination: &str) -> bool {
+        self.lane(destination).is_some_and(|lane| lane.probe())
+    }
+
     /// Begins no more attempts, leaves those under way until `patience` has ended, then cuts them off. What had not been
     /// sent is given back, what was cut off counts as an attempt; both are due at once after the next start. The store
     /// must stay open until it returns, which is when all is written down, or at `until`.

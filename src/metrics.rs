@@ -10,6 +10,9 @@ use prometheus::{
 
 mod conservation;
 mod process;
+mod totals;
+
+pub use totals::Totals;
 
 /// The label of requests that matched no source.
 pub const UNMATCHED: &str = "unmatched";

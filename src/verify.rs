@@ -148,6 +148,8 @@ pub struct Verifier {
 #[derive(Debug)]
 struct Checked {
     checker: Checker,
+    /// As they were configured, to sign what an operator sends to try a source.
+    secrets: Vec<NamedSecret>,
     enforcement: Enforcement,
     base_url: String,
     other_base_url: String,
@@ -176,11 +178,11 @@ impl Verifier {
         if let Some(name) = scheme.config_names().first() {
             return Err(vec![(0, KeyError(format!("the scheme signs `{name}`, which is not configured")))]);
         }
-        let checker = Checker::new(scheme, secrets, window)?;
+        let checker = Checker::new(scheme, secrets.clone(), window)?;
         let base_url = public_url.unwrap_or_default().trim_end_matches('/').to_owned();
         let other_base_url = other_port(&base_url);
         let handshake = HandshakeOptions::default();
-        let checked = Checked { checker, enforcement, base_url, other_base_url, handshake };
+        let checked = Checked { checker, secrets, enforcement, base_url, other_base_url, handshake };
         Ok(Self { provider, checked: Some(checked) })
     }
 
@@ -198,6 +200,18 @@ impl Verifier {
     pub fn coverage(&self) -> Coverage {
         const NOTHING: Coverage = Coverage { timestamp: false, id: false, body: false };
         self.checked.as_ref().map_or(NOTHING, |checked| checked.checker.coverage())
+    }
+
+    /// Signs as the provider would at `now`, with the first secret that is valid.
+    ///
+    /// # Errors
+    /// When nothing is verified here, no secret is valid, or the secret only verifies.
+    pub fn provider_signer(&self, now: Timestamp) -> Result<Signer, KeyError> {
+        let why = |text: &str| KeyError(text.to_owned());
+        let checked = self.checked.as_ref().ok_or_else(|| why("nothing is verified here"))?;
+        let secret = checked.secrets.iter().find(|secret| secret.is_active(now));
+        let secret = secret.ok_or_else(|| why("no secret is valid"))?;
+        Signer::new(checked.checker.scheme().clone(), &secret.secret)
     }
 
     /// The names of the secrets.

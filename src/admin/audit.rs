@@ -52,8 +52,9 @@ pub struct Audit {
 /// An answer, and what the audit log is to say of it.
 pub(super) struct Told<T>(pub(super) String, pub(super) T);
 
+/// What the audit log is to say of an answer.
 #[derive(Clone)]
-struct Detail(String);
+pub(super) struct Detail(pub(super) String);
 
 impl<T: Serialize> IntoResponse for Told<T> {
     fn into_response(self) -> Response {

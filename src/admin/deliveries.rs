@@ -195,7 +195,7 @@ async fn show(State(gateway): Shown, Path(id): Path<String>) -> Result<Json<Deli
 #[utoipa::path(get, path = "/deliveries/{id}/body", tag = "deliveries",
     params(("id" = String, Path, description = "Its id")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>)))]
-async fn body(State(gateway): Shown, Path(id): Path<String>) -> Result<Response, Refused> {
+pub(super) async fn body(State(gateway): Shown, Path(id): Path<String>) -> Result<Response, Refused> {
     let body: Bytes = gateway.delivery_body(&id).await?;
     // A stranger has written it: no browser may take it for a page of ours.
     let inert = [

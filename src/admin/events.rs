@@ -156,6 +156,11 @@ pub(super) fn routes() -> OpenApiRouter<Known> {
 #[utoipa::path(get, path = "/events", tag = "gateway",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 async fn events(State(gateway): Shown) -> Response {
+    told(&gateway)
+}
+
+/// What happens from now on.
+pub(super) fn told(gateway: &Known) -> Response {
     let Some(reader) = gateway.events().read() else {
         return problem(StatusCode::TOO_MANY_REQUESTS, "as many read events as may at a time");
     };

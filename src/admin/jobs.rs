@@ -1,7 +1,5 @@
 //! The documents about dead letters and about changes to many forwards, and their routes.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use serde::{Deserialize, Serialize};
@@ -205,12 +203,23 @@ async fn purge_dead(
 }
 
 async fn begin(
-    gateway: Arc<dyn super::Gateway>,
+    gateway: Known,
     kind: JobKind,
     order: JobOrder,
     operator: Operator,
 ) -> Result<Told<Job>, Refused> {
+    begun(gateway, kind, order, &operator).await.map(|(job, told)| Told(told, job))
+}
+
+/// Begins a job; it, and what the audit log is to say of it.
+pub(super) async fn begun(
+    gateway: Known,
+    kind: JobKind,
+    order: JobOrder,
+    operator: &Operator,
+) -> Result<(Job, String), Refused> {
     let told = serde_json::to_string(&order).unwrap_or_default();
-    let job = gateway.begin_job(kind, order, operator.name).await?;
-    Ok(Told(format!("job {} {told}", job.id), job))
+    let job = gateway.begin_job(kind, order, operator.name.clone()).await?;
+    let told = format!("job {} {told}", job.id);
+    Ok((job, told))
 }

@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::audit::Told;
 use super::refused::Refused;
-use super::{DestinationStatus, Known, Shown, SourceStatus};
+use super::{DestinationStatus, Known, Reverification, Shown, SourceStatus};
 
 /// The configured sources.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -31,7 +31,11 @@ pub(super) fn routes() -> OpenApiRouter<Known> {
 
 /// For operators only.
 pub(super) fn changes() -> OpenApiRouter<Known> {
-    OpenApiRouter::new().routes(routes!(pause)).routes(routes!(resume))
+    OpenApiRouter::new()
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(probe))
+        .routes(routes!(test))
 }
 
 /// The sources: how they stand, and what to do about their secrets
@@ -61,4 +65,20 @@ async fn pause(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<D
     params(("name" = String, Path, description = "Its name")), responses((status = 200, body = DestinationStatus)))]
 async fn resume(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<DestinationStatus>, Refused> {
     gateway.set_paused(&name, false).await.map(|status| Told(String::new(), status))
+}
+
+/// Attempt the next forward of a destination whose breaker is open, without waiting any longer
+#[utoipa::path(post, path = "/destinations/{name}/probe", tag = "gateway",
+    params(("name" = String, Path, description = "Its name")), responses((status = 200, body = DestinationStatus)))]
+async fn probe(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<DestinationStatus>, Refused> {
+    gateway.probe(&name).map(|status| Told(String::new(), status))
+}
+
+/// Send a delivery to a source, signed with its secret as its provider would
+///
+/// It has the event type `countersign.test`, and is verified, stored and forwarded like any other.
+#[utoipa::path(post, path = "/sources/{name}/test", tag = "gateway",
+    params(("name" = String, Path, description = "Its name")), responses((status = 200, body = Reverification)))]
+async fn test(State(gateway): Shown, Path(name): Path<String>) -> Result<Told<Reverification>, Refused> {
+    gateway.send_test(&name).await.map(|sent| Told(format!("{} {}", sent.outcome, sent.id), sent))
 }

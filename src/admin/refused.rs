@@ -69,11 +69,18 @@ pub struct Problem {
     detail: String,
 }
 
+/// The detail of a problem, beside its document: the console makes a page of it.
+#[derive(Debug, Clone)]
+pub(super) struct Why(pub(super) String);
+
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or("Error").to_owned();
     let (r#type, detail) = ("about:blank".to_owned(), detail.to_owned());
+    let why = Why(detail.clone());
     let body = Json(Problem { r#type, title, status: status.as_u16(), detail });
-    (status, [(CONTENT_TYPE, PROBLEM)], body).into_response()
+    let mut response = (status, [(CONTENT_TYPE, PROBLEM)], body).into_response();
+    response.extensions_mut().insert(why);
+    response
 }
 
 /// Gives errors that the router answers by itself (of method, path or size) the form of all others.

@@ -53,6 +53,8 @@ pub struct SourceStatus {
     pub name: String,
     /// Its path.
     pub path: String,
+    /// What the provider is told, where `public_url` is configured.
+    pub url: Option<String>,
     /// The preset, `custom` or `none`.
     pub provider: String,
     /// Whether requests are verified and refused (`enforce`), only judged (`observe`), or not even that (`none`).
@@ -65,6 +67,10 @@ pub struct SourceStatus {
     pub rejected: u64,
     /// Deliveries stored since the start that no route took.
     pub unrouted: u64,
+    /// Whether the provider makes sure of its endpoint by a handshake.
+    pub has_handshake: bool,
+    /// RFC 3339; when one was last answered.
+    pub handshake_at: Option<String>,
     /// In the order of the configuration.
     pub secrets: Vec<SecretStatus>,
 }

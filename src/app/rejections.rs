@@ -94,8 +94,20 @@ impl Parts {
             Err(error @ NotReverified::Unknown) => Err(Refused::NotFound(error.to_string())),
             Err(error @ NotReverified::Failed(_)) => Err(Refused::Unavailable(error.to_string())),
             Err(
-                error @ (NotReverified::Already(_) | NotReverified::BodyMissing | NotReverified::NoSource(_)),
+                error @ (NotReverified::Already(_)
+                | NotReverified::BodyMissing
+                | NotReverified::NoSource(_)
+                | NotReverified::Unsigned(_)),
             ) => Err(Refused::Conflict(error.to_string())),
+        }
+    }
+
+    pub(super) async fn try_source(&self, source: &str) -> Result<Reverification, Refused> {
+        match Arc::clone(&self.ingest).send_test(source).await {
+            Ok((id, outcome)) => Ok(document(id, &outcome)),
+            Err(NotReverified::NoSource(_)) => Err(Refused::NotFound("there is no such source".to_owned())),
+            Err(error @ NotReverified::Unsigned(_)) => Err(Refused::Conflict(error.to_string())),
+            Err(error) => Err(unavailable(error)),
         }
     }
 

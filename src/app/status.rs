@@ -13,7 +13,7 @@ use crate::admin::{
     Jobs, Operator, Refused, RejectionQuery, Rejections, Reloaded, Reverification, Reverifications,
     SecretStatus, SourceStatus, Status, StoreStatus,
 };
-use crate::clock::{Timestamp, elapsed};
+use crate::clock::{Timestamp, elapsed, from_milliseconds};
 use crate::config::Source;
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
@@ -117,6 +117,19 @@ impl Gateway for Parts {
         self.pause(destination, paused).await
     }
 
+    async fn send_test(&self, source: &str) -> Result<Reverification, Refused> {
+        self.try_source(source).await
+    }
+
+    fn probe(&self, destination: &str) -> Result<DestinationStatus, Refused> {
+        let probes = self.lanes.probe(destination);
+        let status = self.status().destinations.into_iter().find(|status| status.name == destination);
+        let status = status.ok_or_else(|| Refused::NotFound("there is no such destination".to_owned()))?;
+        let state = &status.state;
+        let why = || format!("its breaker is not open, so that there is nothing to probe: it is {state}");
+        if probes { Ok(status) } else { Err(Refused::Conflict(why())) }
+    }
+
     fn events(&self) -> &Events {
         &self.events
     }
@@ -139,6 +152,12 @@ impl Gateway for Parts {
         let sources = config.sources.iter().map(|source| SourceStatus {
             name: source.name.to_string(),
             path: source.path.clone(),
+            url: source
+                .public_url
+                .as_ref()
+                .map(|url| format!("{}{}", url.trim_end_matches('/'), source.path)),
+            has_handshake: !source.verifier.handshakes().is_empty(),
+            handshake_at: self.handshake_at(source),
             provider: source.provider.to_string(),
             enforcement: match source.verifier.enforcement() {
                 Some(Enforcement::Enforce) => "enforce",
@@ -223,6 +242,11 @@ impl Parts {
             advice: advice.map(|advice| advice.to_string()),
         };
         self.advised(source).into_iter().map(status).collect()
+    }
+
+    fn handshake_at(&self, source: &Source) -> Option<String> {
+        let at = self.metrics.ingest_handshake_last.with_label_values(&[&*source.name]).get();
+        (at > 0.0).then(|| from_milliseconds((at * 1e3) as i64).to_string())
     }
 
     fn refresh_gauges(&self) {

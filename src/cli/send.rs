@@ -113,45 +113,14 @@ fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failur
 
 /// A body that carries id, event type and time where the provider's do; of an event that is known, the whole of it.
 fn sample(preset: &Preset, id: &str, event: &str, now: Timestamp) -> Bytes {
-    let scheme = &preset.scheme;
     let known = events::body(&preset.name, event, id, now);
     let is_known = known.is_some();
     let mut body = known.unwrap_or_else(|| Value::Object(Map::new()));
-    let ids = [(scheme.id_pointer(), id), (scheme.event_pointer(), event)];
-    for (pointer, text) in ids.into_iter().filter_map(|(pointer, text)| Some((pointer?, text))) {
-        put(&mut body, pointer, text.into());
-    }
-    if let Some((pointer, time)) = scheme.timestamp_in_body(now) {
-        let time = time.parse::<i64>().map_or_else(|_| Value::from(time), Value::from);
-        put(&mut body, pointer, time);
-    }
+    preset.scheme.fill(&mut body, id, event, now);
     if let Some(members) = body.as_object_mut().filter(|_| !is_known) {
         members.insert("sent_by".to_owned(), "countersign send".into());
     }
     body.to_string().into()
-}
-
-/// Puts `value` at a JSON pointer, with the objects and lists on the way there.
-fn put(body: &mut Value, pointer: &str, value: Value) {
-    let mut place = body;
-    for step in pointer.split('/').skip(1) {
-        let index = step.parse::<usize>().ok().filter(|index| *index == 0);
-        place = match index {
-            Some(_) => {
-                if !place.is_array() {
-                    *place = Value::Array(vec![Value::Null]);
-                }
-                &mut place[0]
-            }
-            None => {
-                if !place.is_object() {
-                    *place = Value::Object(Map::new());
-                }
-                &mut place[step]
-            }
-        };
-    }
-    *place = value;
 }
 
 fn read(path: &std::path::Path) -> Result<Bytes, Failure> {

@@ -67,10 +67,11 @@ pub(super) fn read(table: &Table<'_>, around: &Surroundings<'_>, context: &Conte
     });
     let sync_deadline = read_mode(table, around, to.len());
     let forward_handshake = read_forward_handshake(table, verification.as_ref());
-    let Verification { provider, verifier, .. } = verification?;
+    let Verification { provider, verifier, public_url, .. } = verification?;
     Some(Source {
         name: Arc::from(name?),
         path: path?,
+        public_url,
         provider,
         verifier,
         methods: methods.or_else(|| Some(preset?.methods.clone())).unwrap_or_else(|| vec![Method::POST]),

@@ -19,6 +19,8 @@ pub(super) struct Verification {
     pub(super) provider: Arc<str>,
     pub(super) preset: Option<&'static Preset>,
     pub(super) verifier: Verifier,
+    /// What the provider was told, up to the path.
+    pub(super) public_url: Option<String>,
 }
 
 /// How a source says that its requests are verified.
@@ -81,6 +83,7 @@ pub(super) fn read(
                 provider: "none".into(),
                 preset: None,
                 verifier: Verifier::unverified(),
+                public_url,
             });
         }
         Method::Preset(preset) => (Arc::clone(&preset.name), Some(preset), Some(preset.scheme.clone())),
@@ -116,8 +119,10 @@ pub(super) fn read(
     if secrets.is_empty() && !(comes_later && table.get("secrets").is_none()) {
         return None;
     }
-    match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url) {
-        Ok(verifier) => Some(Verification { provider, preset, verifier: verifier.with_handshake(handshake) }),
+    match Verifier::new(Arc::clone(&provider), scheme, secrets, window, enforcement, public_url.clone()) {
+        Ok(verifier) => {
+            Some(Verification { provider, preset, verifier: verifier.with_handshake(handshake), public_url })
+        }
         Err(errors) => {
             for (index, error) in errors {
                 places[index].wrong(error.to_string(), "the secret as the provider shows it");

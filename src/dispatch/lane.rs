@@ -196,6 +196,18 @@ impl Lane {
         self.wake();
     }
 
+    /// Has the next forward be attempted as a probe, without waiting any longer. False when the breaker is not open.
+    pub(super) fn probe(&self) -> bool {
+        let now = self.shared.monotonic();
+        let mut state = self.lock();
+        let probes = !state.paused && state.breaker.probe_now(now);
+        drop(state);
+        if probes {
+            self.wake();
+        }
+        probes
+    }
+
     pub(super) fn is_paused(&self) -> bool {
         self.lock().paused
     }

@@ -66,6 +66,17 @@ impl Breaker {
         }
     }
 
+    /// Lets the next probe pass at once, for whoever knows that the backend is back. False when nothing is waiting for one.
+    pub fn probe_now(&mut self, now: Duration) -> bool {
+        match *self {
+            Self::Broken { pause, .. } => {
+                *self = Self::Broken { until: now, pause };
+                true
+            }
+            Self::Closed { .. } | Self::Probing { .. } => false,
+        }
+    }
+
     /// An attempt has ended. Returns whether the breaker opened or closed because of it.
     pub fn record(&mut self, policy: &BreakerPolicy, fault: Fault, now: Duration) -> bool {
         let before = *self;

@@ -22,6 +22,7 @@ use crate::secret::Secret;
 
 mod again;
 mod key;
+mod sample;
 mod whole;
 
 pub use again::SignedAgain;

@@ -8,7 +8,9 @@ mod support;
 
 mod admin;
 mod bounded;
+mod browser;
 mod commands;
+mod console;
 mod durable;
 mod exact;
 mod handshakes;

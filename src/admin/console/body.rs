@@ -1,0 +1,220 @@
+//! Bodies that strangers have written, as text: pretty, raw, or in hex.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::IgnoredAny;
+
+use crate::admin::DeliveryDetail;
+
+/// Bytes that are shown of what is not text.
+const HEX_MAX: usize = 4 << 10;
+/// Characters that indentation may make of a body.
+const PRETTY_MAX: usize = 1 << 20;
+
+/// A body as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// JSON, indented.
+    Pretty(String),
+    /// As it came.
+    Text(String),
+    /// Bytes with their places.
+    Hex(String),
+}
+
+/// As it is shown best, or as it came.
+pub(super) fn shown(delivery: &DeliveryDetail, raw: bool) -> Shown {
+    if delivery.body_encoding == "base64" {
+        // Our own encoding.
+        return Shown::Hex(hex(&STANDARD.decode(&delivery.body).unwrap_or_default()));
+    }
+    match (!raw).then(|| pretty(&delivery.body)).flatten() {
+        Some(text) => Shown::Pretty(text),
+        None => Shown::Text(delivery.body.clone()),
+    }
+}
+
+/// JSON with lines and indentation, and every other character as it came: order, numbers and escapes are what was signed.
+/// `None` for what is no JSON, or would be too long.
+pub(super) fn pretty(text: &str) -> Option<String> {
+    serde_json::from_str::<IgnoredAny>(text).ok()?;
+    let mut pretty = String::with_capacity(text.len() * 2);
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    let mut rest = text.chars().peekable();
+    let line = |pretty: &mut String, depth: usize| {
+        pretty.push('\n');
+        pretty.extend(std::iter::repeat_n("  ", depth));
+    };
+    while let Some(c) = rest.next() {
+        if pretty.len() > PRETTY_MAX {
+            return None;
+        }
+        if in_string {
+            pretty.push(c);
+            in_string = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            ' ' | '\t' | '\n' | '\r' => {}
+            '{' | '[' => {
+                pretty.push(c);
+                while rest.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(end) = rest.next_if(|next| matches!(next, '}' | ']')) {
+                    pretty.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut pretty, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut pretty, depth);
+                pretty.push(c);
+            }
+            ',' => {
+                pretty.push(c);
+                line(&mut pretty, depth);
+            }
+            ':' => pretty.push_str(": "),
+            c => {
+                in_string = c == '"';
+                pretty.push(c);
+            }
+        }
+    }
+    Some(pretty)
+}
+
+/// The beginning, in rows of sixteen.
+fn hex(bytes: &[u8]) -> String {
+    let mut shown = String::new();
+    for (row, chunk) in bytes[..bytes.len().min(HEX_MAX)].chunks(16).enumerate() {
+        let _ = write!(shown, "{:06x} ", row * 16);
+        for at in 0..16 {
+            let _ = match chunk.get(at) {
+                Some(byte) => write!(shown, " {byte:02x}"),
+                None => write!(shown, "   "),
+            };
+        }
+        let text = chunk
+            .iter()
+            .map(|byte| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' });
+        let _ = writeln!(shown, "  {}", text.collect::<String>());
+    }
+    if bytes.len() > HEX_MAX {
+        let _ = writeln!(shown, "… the first {HEX_MAX} bytes");
+    }
+    shown
+}
+
+/// A command that sends the same body and headers to `url`. What is masked is left out and named, and a body that is no
+/// plain text is taken from the file that the page lets one download.
+pub(super) fn curl(delivery: &DeliveryDetail, url: &str) -> String {
+    /// Of the connection that it came by.
+    const OF_THE_CONNECTION: [&str; 6] =
+        ["host", "content-length", "connection", "transfer-encoding", "accept-encoding", "expect"];
+    let method = delivery.delivery.method.as_deref().unwrap_or("POST");
+    let mut command = format!("curl --request {} {}", quoted(method), quoted(url));
+    let mut left_out = Vec::new();
+    for (name, value) in &delivery.headers {
+        if OF_THE_CONNECTION.contains(&&**name) {
+            continue;
+        }
+        if value.starts_with('…') {
+            left_out.push(&**name);
+            continue;
+        }
+        let _ = write!(command, " \\\n  --header {}", quoted(&format!("{name}: {value}")));
+    }
+    let is_plain = delivery.body_encoding == "utf-8"
+        && !delivery.body_truncated
+        && !delivery.body.contains(|c: char| c.is_control() && c != '\n' && c != '\t');
+    if delivery.delivery.body_bytes > 0 {
+        let data =
+            if is_plain { quoted(&delivery.body) } else { quoted(&format!("@{}.bin", delivery.delivery.id)) };
+        // `--data-raw` takes no `@` for a file.
+        let option = if is_plain { "--data-raw" } else { "--data-binary" };
+        let _ = write!(command, " \\\n  {option} {data}");
+    }
+    if !left_out.is_empty() {
+        let _ = write!(command, "\n# without what is masked: {}", left_out.join(", "));
+    }
+    command
+}
+
+/// For a shell, as one word.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::DeliverySummary;
+
+    #[test]
+    fn pretty_changes_white_space_only() {
+        let check =
+            |text: &str, expected: Option<&str>| assert_eq!(pretty(text).as_deref(), expected, "{text}");
+        check(
+            r#"{"b":1.50,"a":[ ],"c":{"x":"\" {,}: \\"},"d":[1,{}]}"#,
+            Some(
+                "{\n  \"b\": 1.50,\n  \"a\": [],\n  \"c\": {\n    \"x\": \"\\\" {,}: \\\\\"\n  },\n  \"d\": [\n    1,\n    {}\n  ]\n}",
+            ),
+        );
+        check("\"<script>\"", Some("\"<script>\""));
+        check("{", None);
+        check("", None);
+        check("a=b", None);
+        // Deep and wide: a few kilobytes would become many.
+        let deep = format!("{}{}{}", "[".repeat(120), vec!["1"; 40_000].join(","), "]".repeat(120));
+        check(&deep, None);
+    }
+
+    #[test]
+    fn bytes_are_shown_with_their_places() {
+        assert_eq!(hex(b"\x00<a>\xff"), format!("000000  00 3c 61 3e ff{}  .<a>.\n", "   ".repeat(11)));
+        assert!(hex(&[0; 5_000]).ends_with("… the first 4096 bytes\n"));
+    }
+
+    fn delivery(headers: &[(&str, &str)], body: &str) -> DeliveryDetail {
+        let summary = DeliverySummary {
+            id: "id".to_owned(),
+            source: None,
+            delivery_id: None,
+            event: None,
+            received_at: None,
+            sender: None,
+            method: Some("POST".to_owned()),
+            verified: true,
+            scheme: None,
+            secret: None,
+            skew_seconds: None,
+            body_bytes: body.len() as u64,
+            forwards: Vec::new(),
+        };
+        DeliveryDetail {
+            delivery: summary,
+            target: "/".to_owned(),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            body: body.to_owned(),
+            body_encoding: "utf-8".to_owned(),
+            body_truncated: false,
+            attempts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_command_for_a_shell_says_nothing_to_the_shell() {
+        let headers = [("host", "x"), ("x-a", "'; rm -rf ~; '$(id)`id`"), ("x-sig", "…(9 bytes)")];
+        assert_eq!(
+            curl(&delivery(&headers, "@/etc/passwd'"), "http://b/"),
+            "curl --request 'POST' 'http://b/' \\\n  --header 'x-a: '\\''; rm -rf ~; '\\''$(id)`id`' \\\n  \
+             --data-raw '@/etc/passwd'\\'''\n# without what is masked: x-sig"
+        );
+        assert!(curl(&delivery(&[], "a\u{1b}[2J"), "u").ends_with("--data-binary '@id.bin'"));
+    }
+}
