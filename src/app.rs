@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -19,14 +19,15 @@ use crate::config::Config;
 use crate::dispatch::Lanes;
 use crate::ingest::{BindError, Certificate, Ingest, Listener};
 use crate::metrics::Metrics;
-use crate::store::Store;
 use crate::store::operators::Operators;
 use crate::store::quarantine::Quarantine;
-use crate::store::sqlite::{self, OpenError};
+use crate::store::sqlite::{Directory, OpenError};
+use crate::store::{Store, StoreError, postgres};
 
 mod audit;
 mod deliveries;
 mod drain;
+mod engine;
 mod expiry;
 mod handover;
 mod jobs;
@@ -47,8 +48,8 @@ pub use handover::HandoverError;
 pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 
+use engine::Engine;
 use handover::Door;
-use observed::Observed;
 use paused::Paused;
 use uses::Uses;
 
@@ -83,6 +84,8 @@ struct Parts {
     changes: audit::Changes,
     paused: Paused,
     quarantine: Arc<Quarantine>,
+    /// Given up when everything in it is closed.
+    directory: Mutex<Option<Directory>>,
     uses: Uses,
     lanes: Arc<Lanes>,
     ingest: Arc<Ingest>,
@@ -111,6 +114,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The shared store cannot be opened.
+    #[error(transparent)]
+    Database(#[from] postgres::OpenError),
+    /// The shared store does not tell its time.
+    #[error("the database cannot be asked for its time")]
+    Clock(#[source] StoreError),
     /// The public listener cannot be set up.
     #[error(transparent)]
     Listen(#[from] BindError),
@@ -169,16 +178,10 @@ impl App {
 
         let lanes = Lanes::new(clock.clone(), metrics.clone());
         lanes.apply(&config.destinations);
-        let options = sqlite::Options {
-            directory: config.store.path.clone(),
-            disk_reserve: config.store.disk_reserve,
-            metrics: metrics.clone(),
-        };
-        let sqlite = Arc::new(waiting::open_store(options, &lanes, follows).await?);
         let stages = Stages::default();
         let events = Arc::new(Events::new(stages.stopping.clone()));
-        let operators: Arc<dyn Operators> = Arc::clone(&sqlite) as _;
-        let store: Arc<dyn Store> = Arc::new(Observed { store: sqlite, events: Arc::clone(&events) });
+        let Engine { store, operators, directory, has_directory } =
+            engine::open(&config.store, &lanes, &clock, &metrics, &events, follows).await?;
         let paused = Paused::load(&config.store.path);
         paused.apply(&lanes);
         let admin_socket = match admin_socket {
@@ -193,7 +196,11 @@ impl App {
         // Held with the data directory; a look at what is kept must not hold up the start.
         let quarantine = {
             let (path, metrics) = (config.store.path.clone(), metrics.clone());
-            tokio::task::spawn_blocking(move || Quarantine::open(&path, &metrics)).await
+            tokio::task::spawn_blocking(move || match has_directory {
+                true => Quarantine::open(&path, &metrics),
+                false => Quarantine::none(&metrics),
+            })
+            .await
         };
         let quarantine = Arc::new(quarantine.unwrap_or_else(|_| Quarantine::none(&metrics)));
         let ingest = Ingest::new(
@@ -225,6 +232,7 @@ impl App {
             changes: audit::Changes::default(),
             paused,
             quarantine,
+            directory: Mutex::new(directory),
             uses,
             lanes,
         });

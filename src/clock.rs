@@ -78,6 +78,12 @@ impl Clock {
         pace.read((self.0.monotonic)())
     }
 
+    /// Sets steady time forward or (negative) back, once, before anything goes by it: gateways that share a store go by
+    /// the store's time.
+    pub fn shift_steady(&self, by: SignedDuration) {
+        self.pace().shift(by);
+    }
+
     /// Both readings now.
     pub fn moment(&self) -> Moment {
         Moment { wall: self.now(), steady: self.steady() }
@@ -243,6 +249,17 @@ mod tests {
         assert_eq!((clock.now(), clock.steady().time), (at(3_601), at(3_601)));
         hand.step(SignedDuration::from_secs(-600));
         assert_eq!((clock.now(), clock.steady().time), (at(3_001), at(3_601)));
+    }
+
+    /// The gateways of one store go by its time; that is no step of the wall clock.
+    #[test]
+    fn steady_time_can_begin_at_another_clocks() {
+        let (clock, hand) = Clock::manual(at(1_000));
+        let watch = clock.watch();
+        clock.shift_steady(SignedDuration::from_secs(-300));
+        hand.advance(s(1));
+        assert_eq!((clock.now(), clock.steady().time), (at(1_001), at(701)));
+        assert_eq!(watch.look().step, None);
     }
 
     #[test]

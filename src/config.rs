@@ -19,6 +19,7 @@ use crate::verify::{Signer, Verifier};
 
 mod backend;
 mod countersign;
+mod database;
 mod destination;
 mod file;
 mod listen;
@@ -33,6 +34,7 @@ mod when;
 
 pub use crate::route::Route;
 pub use backend::{BackendTls, ClientIdentity};
+pub use database::{Database, Proof};
 pub use file::{ConfigError, Refused, environment, load, parse};
 
 /// How much earlier than `listen.ack_deadline` a sender is told that its backend is late, at least: the ack has to get there.
@@ -145,7 +147,11 @@ pub enum Role {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// The data directory of the SQLite engine.
+    /// The database that several gateways share; `None` is the SQLite engine.
+    pub database: Option<Database>,
+    /// Connections to it at most.
+    pub connections: usize,
+    /// The data directory: of the SQLite engine, and of the quarantine.
     pub path: PathBuf,
     /// Free bytes below which nothing more is accepted; `None` goes by the size of the file system.
     pub disk_reserve: Option<u64>,

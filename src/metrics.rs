@@ -83,6 +83,8 @@ pub struct Metrics {
     pub store_commit_duration: Histogram,
     /// Deliveries per group commit.
     pub store_commit_deliveries: Histogram,
+    /// Whether several gateways may share the store.
+    pub store_shared: IntGauge,
     /// Size of the store's files.
     pub store_bytes: IntGauge,
     /// Room on the file system of the store, when it was last seen.
@@ -292,6 +294,10 @@ impl Metrics {
                 "store_commit_deliveries",
                 "Deliveries per group commit that held any.",
                 &BATCH_BUCKETS,
+            ),
+            store_shared: c.int_gauge(
+                "store_shared",
+                "1 where several gateways may share the store, so that none has the books of forwards to itself.",
             ),
             store_bytes: c.int_gauge("store_bytes", "Size of the store's files."),
             store_disk_free: c.int_gauge(

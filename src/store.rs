@@ -1,5 +1,5 @@
 //! The seam between the gateway and what makes deliveries durable. Knows nothing of HTTP connections. Engines are
-//! [`sqlite`] and, later, a shared one; both pass the same conformance suite (`tests/store.rs`).
+//! [`sqlite`] and [`postgres`], which several gateways share; both pass the same conformance suite (`tests/store.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::secret::Secret;
 use crate::verify::Verified;
 
 pub mod operators;
+pub mod postgres;
 pub mod quarantine;
 pub mod sqlite;
 
@@ -157,6 +158,9 @@ pub enum StoreError {
     /// Less space is left than the reserve, or the disk is full. Passes by itself.
     #[error("the disk is below its reserve")]
     DiskFull,
+    /// The database that gateways share cannot be reached. Passes by itself.
+    #[error("the database cannot be reached: {0}")]
+    Unreachable(String),
     /// A write or an fsync failed, so that nothing that the operating system says about the file can be believed any
     /// more; or the file is damaged.
     #[error("the store has shut itself: {0}")]
@@ -225,8 +229,9 @@ pub trait Store: Send + Sync {
     /// everything is let go. Until it has been done, nothing may be leased, nor a place given away.
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError>;
 
-    /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`] and
-    /// [`StoreError::DiskFull`] the forward is still in flight, so that the caller has to settle it again.
+    /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`],
+    /// [`StoreError::DiskFull`] and [`StoreError::Unreachable`] the forward is still in flight, so that the caller has to
+    /// settle it again.
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
 
     /// The delivery with this id.

@@ -34,7 +34,7 @@ to = ["nobody"]
 [[destination]]
 name = "nobody"
 url = "http://127.0.0.1:9/"
-retry = { schedule = [] }
+retry = { schedule = ["1ms"] }
 TOML
 binary=target/debug/countersign
 "$binary" run --config "$directory/countersign.toml" >"$directory/ready" 2>"$directory/log" &
@@ -43,6 +43,10 @@ for _ in $(seq 100); do
     grep -q ready "$directory/ready" && break
     sleep 0.1
 done
+if ! grep -q ready "$directory/ready"; then
+    cat "$directory/log"
+    exit 1
+fi
 listen=$(sed -n 's/.*listen=\([^ ]*\).*/\1/p' "$directory/ready")
 admin=$(sed -n 's/.*admin=\([^ ]*\).*/\1/p' "$directory/ready")
 

@@ -12,10 +12,15 @@ mod forwards;
 mod operators;
 #[path = "store/order.rs"]
 mod order;
+#[path = "store/postgres.rs"]
+mod postgres;
 #[path = "store/retention.rs"]
 mod retention;
 #[path = "store/secrets.rs"]
 mod secrets;
+#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[path = "shared/postgres.rs"]
+mod server;
 #[path = "store/sqlite.rs"]
 mod sqlite;
 #[path = "store/steps.rs"]
@@ -112,4 +117,8 @@ macro_rules! conformance {
 
 mod embedded {
     conformance!(Box::new(crate::sqlite::Embedded::new()));
+}
+
+mod shared {
+    conformance!(Box::new(crate::postgres::Shared::new()));
 }

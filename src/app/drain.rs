@@ -1,6 +1,7 @@
 //! The end of a gateway. Nothing that was acknowledged depends on it: what is not finished in time is on disk, or was
 //! promised to nobody.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -71,6 +72,7 @@ impl App {
                 "the store could not be closed in time; the next start finds what was acknowledged"
             );
         }
+        drop(parts.directory.lock().unwrap_or_else(PoisonError::into_inner).take());
         parts.stages.ended.cancel();
         // An operator's half-sent request is no reason to stay.
         let _ = timeout_at(until - settling / 16, operators).await;

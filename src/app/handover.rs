@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::sockets::prepare;
+use crate::config::StoreConfig;
 use crate::store::sqlite::{self, OpenError};
 
 /// What is said, in this order; the number is that of the protocol.
@@ -54,8 +55,9 @@ pub enum HandoverError {
     },
 }
 
-/// Asks whoever holds `directory` for its public and its admin socket, and to stop. `None` when nobody does.
-pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, HandoverError> {
+/// Asks whoever holds the data directory for its public and its admin socket, and to stop. `None` when nobody does.
+pub(super) fn ask(store: &StoreConfig) -> Result<Option<[TcpListener; 2]>, HandoverError> {
+    let directory = &*store.path;
     let failed = |error| HandoverError::Failed { directory: directory.to_owned(), error };
     let Some(stream) = reach(directory).map_err(failed)? else {
         return match sqlite::in_use(directory) {
@@ -63,8 +65,10 @@ pub(super) fn ask(directory: &Path) -> Result<Option<[TcpListener; 2]>, Handover
             None => Ok(None),
         };
     };
-    // Afterwards it would be too late: nobody would serve.
-    sqlite::check_format(directory).map_err(HandoverError::Unreadable)?;
+    // Afterwards it would be too late: nobody would serve. A database serves both at once.
+    if store.database.is_none() {
+        sqlite::check_format(directory).map_err(HandoverError::Unreadable)?;
+    }
     receive(stream).map(Some).map_err(failed)
 }
 

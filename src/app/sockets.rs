@@ -4,13 +4,12 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::path::Path;
 
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 
 use super::handover::{self, HandoverError};
-use crate::config::environment;
+use crate::config::{StoreConfig, environment};
 
 /// Listening sockets that a gateway was given; what is missing is bound.
 #[derive(Debug, Default)]
@@ -82,8 +81,8 @@ impl Sockets {
     ///
     /// # Errors
     /// When a gateway runs and does not hand over; it serves on.
-    pub fn take_over(self, directory: &Path) -> Result<Self, HandoverError> {
-        let Some([public, admin]) = handover::ask(directory)? else { return Ok(self) };
+    pub fn take_over(self, store: &StoreConfig) -> Result<Self, HandoverError> {
+        let Some([public, admin]) = handover::ask(store)? else { return Ok(self) };
         Ok(Self { public: self.public.or(Some(public)), admin: self.admin.or(Some(admin)) })
     }
 

@@ -145,6 +145,7 @@ impl Gateway for Parts {
     fn status(&self) -> Status {
         let config = self.config.load();
         let ready = self.ready();
+        let engine = if self.started_with.store.database.is_some() { "postgres" } else { "sqlite" };
         let requests = |source: &str, outcome: &str| {
             self.metrics.ingest_requests.with_label_values(&[source, outcome]).get()
         };
@@ -212,7 +213,7 @@ impl Gateway for Parts {
             ready: ready.is_ok(),
             not_ready_because: ready.err(),
             config_loaded: self.metrics.config_last_reload_success.get() == 1,
-            store: StoreStatus { engine: "sqlite".to_owned(), bytes: self.store.bytes() },
+            store: StoreStatus { engine: engine.to_owned(), bytes: self.store.bytes() },
             certificates: certificates.collect(),
             sources: sources.collect(),
             destinations: destinations.chain(gone).collect(),

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 use crate::dispatch::Lanes;
-use crate::store::sqlite::{self, OpenError, Options, Sqlite};
+use crate::store::sqlite::{self, Directory, OpenError, Options, Sqlite};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(10);
@@ -24,10 +25,29 @@ pub(super) async fn open_store(
     lanes: &Arc<Lanes>,
     follows: bool,
 ) -> Result<Sqlite, OpenError> {
+    wait(follows, || {
+        let (options, outlet) = (options.clone(), Arc::clone(lanes));
+        move || sqlite::open(options, outlet)
+    })
+    .await
+}
+
+/// Takes the data directory of a gateway whose store is elsewhere.
+pub(super) async fn hold(directory: &Path, follows: bool) -> Result<Directory, OpenError> {
+    wait(follows, || {
+        let directory = directory.to_owned();
+        move || Directory::hold(&directory)
+    })
+    .await
+}
+
+async fn wait<T: Send + 'static, O>(follows: bool, attempt: impl Fn() -> O) -> Result<T, OpenError>
+where
+    O: FnOnce() -> Result<T, OpenError> + Send + 'static,
+{
     let mut told = None;
     loop {
-        let (options, outlet) = (options.clone(), Arc::clone(lanes));
-        let opened = tokio::task::spawn_blocking(move || sqlite::open(options, outlet)).await;
+        let opened = tokio::task::spawn_blocking(attempt()).await;
         match opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
             // However long it takes: were this process to give up, what waits in its sockets might be refused.
             Err(in_use @ OpenError::InUse { .. }) if follows => {

@@ -192,9 +192,9 @@ pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool
     }
     bar.finish_and_clear();
     if json {
-        print_json(&job)?
+        print_json(&job)?;
     } else {
-        say(&told(&job))
+        say(&told(&job));
     }
     match (&*job.state, &job.error) {
         ("done", _) => Ok(()),

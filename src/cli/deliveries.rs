@@ -92,7 +92,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
         Command::List { which, state, limit, cursor, gateway, json } => {
             let mut query = which.query()?;
             query.extend(state.clone().map(|state| ("state", state)));
-            let list = collect(gateway, query, usize::from(*limit), cursor.clone())?;
+            let list = collect(gateway, &query, usize::from(*limit), cursor.clone())?;
             if *json {
                 return print_json(&list);
             }
@@ -125,13 +125,13 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
 /// Pages until there are `limit` matches, or enough has been looked at.
 fn collect(
     gateway: &Gateway,
-    query: Vec<(&'static str, String)>,
+    query: &[(&'static str, String)],
     limit: usize,
     mut cursor: Option<String>,
 ) -> Result<Deliveries, Failure> {
     let mut deliveries = Vec::new();
     for _ in 0..PAGES_MAX {
-        let mut query = query.clone();
+        let mut query = query.to_vec();
         query.push(("limit", (limit - deliveries.len()).to_string()));
         query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
         let page: Deliveries = ask(gateway, Method::GET, &path("deliveries", &query))?;
@@ -280,7 +280,7 @@ fn laid_out(json: &str) -> String {
             ' ' | '\t' | '\r' | '\n' => {}
             '{' | '[' => {
                 text.push(c);
-                while characters.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+                while characters.next_if(char::is_ascii_whitespace).is_some() {}
                 if let Some(end) = characters.next_if(|next| matches!(next, '}' | ']')) {
                     text.push(end);
                 } else {

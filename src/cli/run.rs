@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let load = move || check::load(&path).map_err(|failure| failure.into_parts().1);
     if arguments.takeover {
-        sockets = sockets.take_over(&config.store.path).map_err(|error| Failure::Io(chain(error)))?;
+        sockets = sockets.take_over(&config.store).map_err(|error| Failure::Io(chain(error)))?;
     }
     let runtime = full_runtime()?;
     let done = runtime.block_on(async {

@@ -117,7 +117,15 @@ impl Which {
         let config = config::load(file, &environment, Clock::system().now()).map_err(|error| {
             Failure::Config(format!("{}\n(or name the data directory: --path DIR)", chain(error)))
         })?;
-        Ok(config.store.path)
+        match config.store.database {
+            None => Ok(config.store.path),
+            Some(database) => Err(Failure::Config(format!(
+                "{}: the store is the database {}, not a data directory: check and back it up with its own tools, such \
+                 as pg_amcheck and pg_dump",
+                file.display(),
+                database.shown()
+            ))),
+        }
     }
 
     fn tell(&self, document: &impl Serialize, text: impl FnOnce()) -> Result<(), Failure> {

@@ -66,6 +66,14 @@ impl Pace {
         }
     }
 
+    /// Begins at another time. The wall clock has not been set by that.
+    pub(super) fn shift(&mut self, by: SignedDuration) {
+        if let Ok(anchor) = self.anchor.checked_add(by) {
+            self.anchor = anchor;
+            self.ahead -= by;
+        }
+    }
+
     pub(super) fn set_watched(&mut self, watched: bool, monotonic: Duration) {
         self.pass(monotonic);
         self.watched = watched;

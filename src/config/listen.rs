@@ -8,9 +8,9 @@ use super::networks::networks;
 use super::secrets;
 use super::values::{
     BODY_MAX, Context, DAY, DURATION_MAX, MILLISECOND, SECOND, Unique, choice, duration, file, integer, list,
-    name, not_available, public_url, size, size_if_given,
+    name, public_url, size, size_if_given,
 };
-use super::{Admin, AdminToken, ClientCa, Limits, Listen, Role, StoreConfig, Tls};
+use super::{Admin, AdminToken, ClientCa, Database, Limits, Listen, Role, StoreConfig, Tls};
 use crate::reader::{Table, Value};
 
 const ADDRESS: &str = "an IP address and a port, such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
@@ -225,19 +225,23 @@ pub(super) fn read_dedup<'d>(table: &Table<'d>) -> Dedup<'d> {
 }
 
 pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfig {
-    const ENGINE: &str = "\"sqlite\"";
     const PATH: &str = "a directory, relative to the configuration file; created when missing";
-    if let Some(engine) = table.get("engine") {
-        match engine.text() {
-            Some("postgres") => not_available(&engine, "the engine `postgres`", ENGINE),
-            Some("sqlite") | None => {}
-            Some(other) => engine.wrong(format!("`{other}` is not a choice here"), ENGINE),
+    let shared =
+        table.get("engine").and_then(|engine| engine.one_of(&[("sqlite", false), ("postgres", true)]));
+    let connections = integer(table, "connections", 10, 2..=100);
+    let database = if shared == Some(true) {
+        read_url(table, context)
+    } else {
+        if let Some(url) = table.get("url") {
+            url.conceal(&["env", "file"]);
+            url.doubtful("`url` has no effect: it belongs to the engine `postgres`", "leave it out");
         }
-    }
-    if let Some(url) = table.get("url") {
-        url.conceal(&["env", "file"]);
-        url.doubtful("`url` has no effect: it belongs to the engine `postgres`", "leave it out");
-    }
+        if let Some(connections) = table.get("connections") {
+            connections
+                .doubtful("`connections` has no effect: it belongs to the engine `postgres`", "leave it out");
+        }
+        None
+    };
     let path = table.get("path").and_then(|value| {
         let path = context.directory.join(value.text()?);
         if value.text()?.trim().is_empty() {
@@ -250,6 +254,8 @@ pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfi
     let retention = table.section("retention");
     let keep = |key| duration(&retention, key, 7 * DAY, SECOND..=DURATION_MAX, "how long it is kept");
     StoreConfig {
+        database,
+        connections,
         path: path.unwrap_or_else(|| context.directory.join("data")),
         disk_reserve: size_if_given(
             table,
@@ -260,4 +266,19 @@ pub(super) fn read_store(table: &Table<'_>, context: &Context<'_>) -> StoreConfi
         keep_delivered: keep("delivered"),
         keep_quarantined: keep("quarantine"),
     }
+}
+
+fn read_url(table: &Table<'_>, context: &Context<'_>) -> Option<Database> {
+    const URL: &str = "such as { env = \"DATABASE_URL\" }, which holds \
+        postgres://user:password@host:5432/name?sslmode=verify-full";
+    let Some(value) = table.get("url") else {
+        table.missing("url", "the engine `postgres` needs to know where its database is", URL);
+        return None;
+    };
+    value.conceal(&["env", "file"]);
+    let found = secrets::find(&value.table(URL)?, context)?;
+    let parsed = std::str::from_utf8(found.secret.expose())
+        .map_err(|_| "it is not UTF-8".to_owned())
+        .and_then(|url| Database::parse(url.trim()));
+    parsed.map_err(|problem| found.at.wrong(format!("this is no URL of a database: {problem}"), URL)).ok()
 }

@@ -212,11 +212,6 @@ pub(super) fn unreadable(path: &Path, error: &dyn Display) -> String {
     format!("{} cannot be read: {error}", path.display())
 }
 
-/// Reports a key or choice that belongs to the contract and is still to come.
-pub(super) fn not_available(value: &Value<'_>, what: &str, help: &str) {
-    value.wrong(format!("{what} is not available in this version"), help);
-}
-
 /// Finds what ought to be unique and is not.
 #[derive(Default)]
 pub(super) struct Unique(RefCell<HashMap<String, usize>>);

@@ -152,6 +152,12 @@ fn read_handshake(table: &Table<'_>, scheme: Option<&Scheme>, context: &Context<
         .and_then(|value| Some(secrets::find(&value.table(TOKEN)?, context)?.secret));
     let public_key = get("public_key", Handshake::BtChallenge)
         .and_then(|value| value.parse(plain_word, "the public key, as Braintree shows it"));
+    if section.get("public_key").is_none()
+        && scheme.is_some_and(|scheme| scheme.handshakes().contains(&Handshake::BtChallenge))
+    {
+        let message = "the provider's challenge cannot be answered without its public key, so the address cannot be registered";
+        table.doubtful(message, "`handshake = { public_key = \"…\" }`, as Braintree shows it");
+    }
     const ORIGINS: &str = "a list of names such as [\"eventgrid.azure.net\"], or [\"*\"]";
     let origins = get("origins", Handshake::CloudEventsOptions).and_then(|value| value.array(ORIGINS));
     let origins = origins.into_iter().flatten().filter_map(|origin| origin.parse(plain_word, ORIGINS));

@@ -204,7 +204,7 @@ async fn settle(lane: &Lane, store: &dyn Store, settlement: Settlement) -> bool 
                 tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
                 return false;
             }
-            Err(error @ (StoreError::Busy | StoreError::DiskFull)) => {
+            Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Unreachable(_))) => {
                 tracing::debug!(destination = %lane.name, delivery = %settlement.id, %error, "settling again");
                 sleep(pause).await;
                 pause = (pause * 2).min(SETTLE_PAUSE.1);

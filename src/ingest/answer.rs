@@ -107,7 +107,7 @@ impl Rejection {
         "internal",
     ];
 
-    const LABELS_WITH_SOURCE: [&'static str; 17] = [
+    const LABELS_WITH_SOURCE: [&'static str; 18] = [
         "method_not_allowed",
         "address_not_allowed",
         "certificate_not_allowed",
@@ -122,6 +122,7 @@ impl Rejection {
         "origin_not_allowed",
         "not_confirmed",
         "store_busy",
+        "store_unreachable",
         "disk_full",
         "store_failed",
         "internal",
@@ -155,6 +156,7 @@ impl Rejection {
             Self::NotConfirmed => "not_confirmed",
             Self::Store(StoreError::Busy) => "store_busy",
             Self::Store(StoreError::DiskFull) => "disk_full",
+            Self::Store(StoreError::Unreachable(_)) => "store_unreachable",
             Self::Store(StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_)) => "store_failed",
             Self::Internal => "internal",
         }
@@ -217,7 +219,9 @@ impl Rejection {
     fn retry_after_seconds(&self) -> u64 {
         match self {
             Self::RateLimited(wait) => wait.as_secs() + fastrand::u64(1..=3),
-            Self::Store(StoreError::DiskFull | StoreError::Latched(_)) => fastrand::u64(5..=30),
+            Self::Store(StoreError::DiskFull | StoreError::Unreachable(_) | StoreError::Latched(_)) => {
+                fastrand::u64(5..=30)
+            }
             _ => fastrand::u64(1..=5),
         }
     }
@@ -313,6 +317,7 @@ mod tests {
             Rejection::Internal,
             Rejection::Store(StoreError::Busy),
             Rejection::Store(StoreError::DiskFull),
+            Rejection::Store(StoreError::Unreachable(String::new())),
             Rejection::Store(StoreError::Latched(String::new())),
         ] {
             let response = rejection.response(false);
@@ -355,6 +360,7 @@ mod tests {
             Rejection::NotConfirmed,
             Rejection::Store(StoreError::Busy),
             Rejection::Store(StoreError::DiskFull),
+            Rejection::Store(StoreError::Unreachable(String::new())),
             Rejection::Store(StoreError::Closed),
             Rejection::Internal,
         ] {

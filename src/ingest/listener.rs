@@ -121,8 +121,11 @@ impl AsFd for Listener {
     }
 }
 
+/// What store, quarantine, operators and a few attempts have open.
+const OWN_FILES: usize = 48;
+
 /// How many connections the operating system lets us have: the limit of open files, raised as far as we may, less a
-/// quarter for the store and the backends. Whoever opens more waits in the kernel and takes no file from a forward.
+/// quarter for the store and the backends, and no less than [`OWN_FILES`]. Whoever opens more waits in the kernel and takes no file from a forward.
 fn places() -> usize {
     let mut files = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: files.maximum, maximum: files.maximum };
@@ -130,7 +133,7 @@ fn places() -> usize {
         files = raised;
     }
     let files = files.current.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    (files - files / 4).max(1)
+    files.saturating_sub((files / 4).max(OWN_FILES)).max(1)
 }
 
 /// Why the listener could not be set up.

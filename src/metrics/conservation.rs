@@ -18,6 +18,8 @@ struct Conservation {
     imbalance: IntGaugeVec,
     requests: (Vec<Part>, Vec<Part>),
     forwards: (Vec<Part>, Vec<Part>),
+    /// Then what is pending is everybody's, and what was counted is this gateway's.
+    shared: IntGauge,
 }
 
 /// A family whose series are added up.
@@ -55,6 +57,7 @@ impl Metrics {
                     Part::Gauge(self.ingest_in_progress.clone()),
                 ],
             ),
+            shared: self.store_shared.clone(),
             forwards: (
                 vec![
                     Part::Gauges(self.forward_pending_at_start.clone()),
@@ -100,8 +103,9 @@ impl Collector for Conservation {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        for (equation, sides) in [(REQUESTS, &self.requests), (FORWARDS, &self.forwards)] {
-            self.imbalance.with_label_values(&[equation]).set(difference(sides));
+        self.imbalance.with_label_values(&[REQUESTS]).set(difference(&self.requests));
+        if self.shared.get() == 0 {
+            self.imbalance.with_label_values(&[FORWARDS]).set(difference(&self.forwards));
         }
         self.imbalance.collect()
     }

@@ -241,8 +241,12 @@ mod tests {
     }
 
     fn rendered(source: &str, content_type: &str, body: &[u8]) -> Result<String, String> {
+        rendered_of("deployment.failed", source, content_type, body)
+    }
+
+    fn rendered_of(event: &str, source: &str, content_type: &str, body: &[u8]) -> Result<String, String> {
         let made = compiled(source, content_type).map_err(|error| format!("at load: {error}"))?;
-        let made = made.render(&delivery(body, Some("deployment.failed")), 2, false, NOW);
+        let made = made.render(&delivery(body, Some(event)), 2, false, NOW);
         made.map(|made| String::from_utf8(made.to_vec()).unwrap()).map_err(|error| error.to_string())
     }
 
@@ -327,9 +331,13 @@ mod tests {
 
     const GITHUB: &[u8] = br#"{"deployment_status":{"state":"failure","target_url":"https://ci.example/1","description":"exit 1"},
         "deployment":{"environment":"production","ref":"main"},"repository":{"full_name":"acme/shop <!channel> \"x\""}}"#;
-    const OWNSTAK: &[u8] = br#"{"webhook_event_type":"deployment_completed","deployment":{"project_name":"shop","status":"completed","environment":"prod"}}"#;
+    const OWNSTAK: &[u8] = br#"{"webhook_event_type":"deployment_completed","deployment":{"project":"shop","status":"completed","environment":"prod"}}"#;
     const HOSTWARES: &[u8] =
         br#"{"id":"1","event":"deployment.failed","data":{"site_name":"shop","error":"build failed"}}"#;
+    const HOSTWARES_DONE: &[u8] =
+        br#"{"id":"2","event":"deployment.completed","data":{"site_name":"shop","status":"RUNNING"}}"#;
+    const OWLETTE_ROOST: &[u8] =
+        br#"{"id":"2","event":"deployment.completed","data":{"siteId":"site-1","roostId":"roost-1"}}"#;
     const OWLETTE: &[u8] =
         br#"{"id":"1","event":"deployment.failed","siteId":"site-1","data":{"error":"exit 1"}}"#;
 
@@ -359,5 +367,18 @@ mod tests {
             (&alert["payload"]["severity"], &alert["dedup_key"]),
             (&json!("error"), &json!("shop/shop/"))
         );
+        // How a deployment went is in the event where the status is that of the service, and one project's success ends no
+        // other's incident.
+        let completed = |body: &[u8]| -> serde_json::Value {
+            let template = builtin("pagerduty").unwrap();
+            let made = rendered_of("deployment.completed", template, "application/json", body).unwrap();
+            serde_json::from_str(&made).unwrap()
+        };
+        for (body, key) in
+            [(HOSTWARES_DONE, "shop/shop/"), (OWNSTAK, "shop/shop/prod"), (OWLETTE_ROOST, "shop/roost-1/")]
+        {
+            let alert = completed(body);
+            assert_eq!((&alert["event_action"], &alert["dedup_key"]), (&json!("resolve"), &json!(key)));
+        }
     }
 }

@@ -12,7 +12,6 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use self::accept::{Accept, Revive};
-use self::depths::Depths;
 use self::directory::Refused;
 use self::handed_over::{HandOver, Show};
 use self::health::{Health, lock};
@@ -65,10 +64,12 @@ mod work;
 mod writer;
 
 pub use self::check::Checked;
+pub(in crate::store) use self::depths::{Change as DepthChange, Depths};
 pub use self::error::OpenError;
-pub(super) use self::row::{decode_headers, encode_headers};
+pub(in crate::store) use self::row::{Checksum, checksum, decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
 pub use self::tools::{Backup, backup, check, salvage};
+pub(in crate::store) use self::work::Entry;
 
 /// The database, in its directory.
 const DATABASE: &str = "countersign.db";
@@ -169,6 +170,21 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
     Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, operators, depths, health, outlet, running, scrub })
+}
+
+/// The right to use a data directory in which there is no store: of a gateway that keeps its deliveries elsewhere. Given up
+/// when dropped.
+#[derive(Debug)]
+pub struct Directory(#[expect(dead_code, reason = "held for as long as it is there")] directory::Held);
+
+impl Directory {
+    /// Creates the directory when it is missing, and locks it.
+    ///
+    /// # Errors
+    /// When it cannot be used or is in use.
+    pub fn hold(directory: &Path) -> Result<Self, OpenError> {
+        hold(directory).map(Self)
+    }
 }
 
 /// The right to use the data directory.

@@ -1050,7 +1050,7 @@ mod tests {
         let sent = || Sent::of("ownstak", TEXT).without("authorization");
         let form =
             |sent: &Sent, words: &str| says(&bearer, sent, "token_form", &["`only` is presented", words]);
-        form(&sent().with("authorization", &format!("bearer {TEXT}")), "after `bearer`,");
+        form(&sent().with("authorization", &format!("Token {TEXT}")), "after `Token`,");
         form(
             &sent().with("authorization", &format!("Basic {}", Encoding::Base64.encode(TEXT.as_bytes()))),
             "after `Basic` in base64,",

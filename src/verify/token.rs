@@ -32,9 +32,21 @@ impl Token {
     }
 
     pub(super) fn matches(&self, presented: &[u8]) -> bool {
-        let bare = presented.strip_prefix(BEARER).filter(|_| !self.has_bearer).unwrap_or(presented);
-        Sha256::digest(bare).as_slice().ct_eq(&self.digest).into()
+        let digest = match split_scheme(presented) {
+            Some((BEARER, rest)) if !self.has_bearer => Sha256::digest(rest),
+            Some((word, rest)) => Sha256::new().chain_update(word).chain_update(rest).finalize(),
+            None => Sha256::digest(presented),
+        };
+        digest.as_slice().ct_eq(&self.digest).into()
     }
+}
+
+/// The scheme of HTTP authentication, whose case says nothing (RFC 9110 §11.1), and what follows it.
+fn split_scheme(presented: &[u8]) -> Option<(&'static [u8], &[u8])> {
+    [BEARER, BASIC].into_iter().find_map(|word| {
+        let (head, rest) = presented.split_at_checked(word.len())?;
+        head.eq_ignore_ascii_case(word).then_some((word, rest))
+    })
 }
 
 impl fmt::Debug for Token {
@@ -67,7 +79,8 @@ mod tests {
         let bearer = |presented, expected| check(false, "secret-0123", presented, expected);
         bearer("secret-0123", true);
         bearer("Bearer secret-0123", true);
-        bearer("bearer secret-0123", false);
+        bearer("bearer secret-0123", true);
+        bearer("BEARER Secret-0123", false);
         bearer("Basic secret-0123", false);
         bearer("Bearer ", false);
         bearer("", false);
@@ -79,6 +92,7 @@ mod tests {
             ["Aladdin:open sesame", "QWxhZGRpbjpvcGVuIHNlc2FtZQ==", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]
         {
             check(true, secret, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==", true);
+            check(true, secret, "basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==", true);
             check(true, secret, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZR==", false);
             check(true, secret, "QWxhZGRpbjpvcGVuIHNlc2FtZQ==", false);
             check(true, secret, "Aladdin:open sesame", false);

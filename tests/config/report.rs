@@ -19,7 +19,7 @@ to = ["lagacy"]
 [[source]]
 name = "b"
 to = ["legacy"]
-mode = "sync"
+mode = "synk"
 [[destination]]
 name = "legacy"
 url = "legacy:3000"
@@ -39,7 +39,7 @@ fn all_problems_are_reported_in_one_run() {
         "9:22: warning: source[0].secrets[0].value: the secret has only 10 bytes and may be guessed",
         "9:48: warning: source[0].secrets[0].not_after: the secret expired at 2020-01-01T00:00:00Z",
         "9:80: error: source[0].secrets[1].env: the environment variable `UNSET` is not set",
-        "14:8: error: source[1].mode: the mode `sync` is not available in this version",
+        "14:8: error: source[1].mode: `synk` is not a choice here",
         "17:7: error: destination[0].url: the URL begins with neither `http://` nor `https://`",
         "18:39: error: destination[0].retry.factor: `factor` has no effect beside `schedule`",
     ];

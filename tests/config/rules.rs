@@ -141,11 +141,29 @@ fn admin() {
 #[test]
 fn store_and_dedup() {
     let check = |line: &str, problem: &str| check(&section(line), problem);
+    check("store.engine = \"redis\"", "1:16: error: store.engine: `redis` is not a choice here");
     check(
         "store.engine = \"postgres\"",
-        "1:16: error: store.engine: the engine `postgres` is not available in this version",
+        "1:1: error: store.url: the engine `postgres` needs to know where its database is",
     );
-    check("store.engine = \"redis\"", "1:16: error: store.engine: `redis` is not a choice here");
+    let shared = |rest: &str| format!("[store]\nengine = \"postgres\"\n{rest}");
+    check(
+        &shared("url = { value = \"mysql://u:hunter2@h/n\" }"),
+        "3:17: error: store.url.value: this is no URL of a database: it does not begin with `postgres://`",
+    );
+    check(
+        &shared("url = { value = \"postgres://u:hunter2@h/n?sslmode=perhaps\" }"),
+        "3:17: error: store.url.value: this is no URL of a database: `sslmode` is none of disable, prefer, require, \
+         verify-ca, verify-full",
+    );
+    check(
+        &shared("url = { value = \"postgres://u@h/n\" }\nconnections = 1"),
+        "4:15: error: store.connections: 1 is out of range",
+    );
+    check(
+        "store.connections = 5",
+        "1:21: warning: store.connections: `connections` has no effect: it belongs to the engine `postgres`",
+    );
     check("store.path = \"\"", "1:14: error: store.path: the path is empty");
     check("store.path = \"/dev/null\"", "1:14: error: store.path: /dev/null is not a directory");
     check("store.disk_reserve = 5", "1:22: error: store.disk_reserve: integer does not fit here");
@@ -763,6 +781,13 @@ fn what_a_source_says_of_handshakes_has_to_fit_its_provider() {
         "3:21: error: source[0].forward_handshake: this provider has no handshake that it signs, and nothing else is forwarded",
     );
     assert!(accepted(&source("provider = \"slack\"\nforward_handshake = true")).sources[0].forward_handshake);
+    let braintree = "provider = \"braintree\"\nsecrets = [{ value = \"a-secret-of-some-length\" }]\n";
+    assert!(problems(&parse(&source(braintree))).iter().any(|problem| {
+        problem.contains(
+            "warning: source[0]: the provider's challenge cannot be answered without its public key",
+        )
+    }));
+    accepted(&source(&format!("{braintree}handshake = {{ public_key = \"abc\" }}")));
     // Its secret comes with the handshake.
     assert_eq!(
         accepted(&source("provider = \"asana\"\nsecrets = -")).sources[0].verifier.secret_names().count(),
@@ -844,7 +869,7 @@ fn what_cannot_be_signed_as_its_provider_does_is_refused_and_says_why() {
     check(
         "discord",
         "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed)",
+        "signing takes the private key for ed25519 (PKCS#8, as PEM or base64; of Ed25519 also the seed): the provider keeps its own, so make a key pair of your own, and let the source have the public key as its secret",
     );
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn get(gateway: &Gateway, path: &str) -> Value {
 }
 
 /// Sends a document to the API.
+#[expect(clippy::needless_pass_by_value, reason = "a document is written where it is sent")]
 pub(crate) fn post(gateway: &Gateway, path: &str, document: Value) -> (u16, Value) {
     let (path, json) = (format!("/api/v1/{path}"), "Content-Type: application/json\r\n");
     let (status, _, text) = request(gateway, "POST", &path, json, &document.to_string());

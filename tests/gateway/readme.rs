@@ -58,6 +58,8 @@ fn every_promise_names_a_test_that_exists() {
         tests.join("gateway"),
         tests.join("hostile"),
         tests.join("reliability"),
+        tests.join("store"),
+        tests.join("cluster"),
         src.join("ingest"),
         src.join("store"),
     ] {

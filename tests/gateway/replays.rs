@@ -177,11 +177,12 @@ fn a_pause_outlives_a_restart() {
     let (code, text, _) = command(&gateway, &["destinations", "pause", "a"]);
     assert_eq!((code, text.as_str()), (Some(0), "a: paused, 0 pending\n"));
     send(&gateway, "d-1");
+    gateway
+        .eventually_metric("countersign_forward_settled_total{destination=\"b\",state=\"delivered\"}", 1.0);
     let gateway = gateway.kill_and_restart();
     let listed = command(&gateway, &["destinations", "list"]).1;
     assert!(listed.contains("a            paused  0        1"), "{listed}");
-    backend.eventually_got(1);
-    assert_eq!(backend.got()[0].target, "/hooks/b");
+    assert_eq!(backend.eventually_got(1)[0].target, "/hooks/b");
     assert_eq!(post(&gateway, "destinations/a/resume", json!({})).1["state"], "open");
     settled(&gateway);
     assert_eq!(backend.eventually_got(2)[1].target, "/hooks/a");

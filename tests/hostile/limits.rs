@@ -284,7 +284,7 @@ fn connections_leave_files_for_forwards() {
     let mut early = open(&gateway, line);
     gateway.eventually_metric("countersign_ingest_connections", 1.0);
     let held: Vec<_> = (0..200).map(|_| open(&gateway, b"")).collect();
-    gateway.eventually_metric("countersign_ingest_connections", 75.0);
+    gateway.eventually_metric("countersign_ingest_connections", 52.0);
     early.write_all(rest_of_it).unwrap();
     assert!(rest(early).starts_with("HTTP/1.1 200"));
     assert_eq!(backend.eventually_got(1).len(), 1);

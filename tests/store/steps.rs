@@ -40,7 +40,7 @@ pub(crate) async fn forwards_move_as_the_state_machine_says(bench: Bench) {
     for _ in 0..300 {
         match walk.progress {
             Progress::Delivered | Progress::Cancelled if walk.rng.bool() => {
-                walk.operate(Change::Requeue).await
+                walk.operate(Change::Requeue).await;
             }
             Progress::Delivered | Progress::Cancelled => walk.accept().await,
             Progress::Waiting { .. } | Progress::InFlight { .. } | Progress::Dead => walk.change().await,

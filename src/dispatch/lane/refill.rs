@@ -35,7 +35,12 @@ impl Lane {
             match self.arrange(&*store).await {
                 Ok(()) => {}
                 Err(StoreError::Latched(_) | StoreError::Closed) => return,
-                Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
+                Err(
+                    error @ (StoreError::Busy
+                    | StoreError::DiskFull
+                    | StoreError::Unreachable(_)
+                    | StoreError::Read(_)),
+                ) => {
                     tracing::warn!(destination = %self.name, %error, "bringing forwards into order failed");
                     self.rest(trouble).await;
                     trouble = (trouble * 2).min(TROUBLE_REST.1);
@@ -77,7 +82,12 @@ impl Lane {
                     self.rest(rest.clamp(REST_MIN, longest)).await;
                 }
                 Err(StoreError::Latched(_) | StoreError::Closed) => return,
-                Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Read(_))) => {
+                Err(
+                    error @ (StoreError::Busy
+                    | StoreError::DiskFull
+                    | StoreError::Unreachable(_)
+                    | StoreError::Read(_)),
+                ) => {
                     tracing::warn!(destination = %self.name, %error, "taking forwards from the store failed");
                     self.rest(trouble).await;
                     trouble = (trouble * 2).min(TROUBLE_REST.1);

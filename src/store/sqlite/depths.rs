@@ -12,16 +12,16 @@ use crate::store::Depth;
 
 /// What a commit changed in one lane.
 #[derive(Debug, Clone)]
-pub(super) struct Change {
-    pub(super) destination: Arc<str>,
+pub(in crate::store) struct Change {
+    pub(in crate::store) destination: Arc<str>,
     /// Since when the forward has been pending that came (+1) or went (-1).
-    pub(super) pending: Option<(Timestamp, i8)>,
+    pub(in crate::store) pending: Option<(Timestamp, i8)>,
     /// Dead letters that came or went.
-    pub(super) dead: i8,
+    pub(in crate::store) dead: i8,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Depths(Mutex<BTreeMap<Arc<str>, Lane>>);
+pub(in crate::store) struct Depths(Mutex<BTreeMap<Arc<str>, Lane>>);
 
 #[derive(Debug, Default)]
 struct Lane {
@@ -59,7 +59,7 @@ impl Depths {
         Ok(Self(Mutex::new(lanes)))
     }
 
-    pub(super) fn apply(&self, changes: Vec<Change>) {
+    pub(in crate::store) fn apply(&self, changes: Vec<Change>) {
         let mut lanes = lock(&self.0);
         for change in changes {
             let lane = lanes.entry(change.destination).or_default();
@@ -70,7 +70,22 @@ impl Depths {
         }
     }
 
-    pub(super) fn read(&self) -> Vec<(Arc<str>, Depth)> {
+    /// Counts anew by what another look at the tables has found: forwards that are pending since a second, and dead
+    /// letters. Lanes that have been known stay, at 0.
+    pub(in crate::store) fn replace(&self, pending: Vec<(Arc<str>, i64, u64)>, dead: Vec<(Arc<str>, u64)>) {
+        let mut lanes = lock(&self.0);
+        lanes.values_mut().for_each(|lane| *lane = Lane::default());
+        for (destination, second, count) in pending {
+            let lane = lanes.entry(destination).or_default();
+            lane.pending += count;
+            *lane.since.entry(second).or_default() += count;
+        }
+        for (destination, count) in dead {
+            lanes.entry(destination).or_default().dead += count;
+        }
+    }
+
+    pub(in crate::store) fn read(&self) -> Vec<(Arc<str>, Depth)> {
         lock(&self.0).iter().map(|(destination, lane)| (Arc::clone(destination), lane.depth())).collect()
     }
 }

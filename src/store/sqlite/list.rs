@@ -448,7 +448,7 @@ mod tests {
             let settled = (state != "waiting").then_some(1);
             transaction
                 .execute(
-                    "INSERT INTO forward VALUES (?1, ?2, ?3, 7, 0, 7, 0, ?4, 'x')",
+                    "INSERT INTO forward VALUES (?1, ?2, ?3, 7, 0, 7, 0, ?4, 'x', 0)",
                     params![id(n).as_bytes(), destination, state, settled],
                 )
                 .unwrap();

@@ -23,7 +23,7 @@ pub(super) struct Prepared {
 }
 
 /// The first half of a SHA-256: against accidents, not against forgers, who could write the checksum as well.
-type Checksum = [u8; 16];
+pub(in crate::store) type Checksum = [u8; 16];
 
 /// Why there is no delivery to be had from a row.
 #[derive(Debug)]
@@ -172,7 +172,7 @@ pub(super) fn is_in_table(connection: &Connection, id: Id) -> rusqlite::Result<b
 }
 
 /// Over every column that a backend or an operator may get to see, each with its length.
-fn checksum(delivery: &Delivery, headers: &[u8], body_digest: &[u8; 32]) -> Checksum {
+pub(in crate::store) fn checksum(delivery: &Delivery, headers: &[u8], body_digest: &[u8; 32]) -> Checksum {
     let verification = &delivery.verification;
     let mut digest = Sha256::new();
     let mut add = |part: Option<&[u8]>| {

@@ -38,7 +38,7 @@ pub(super) trait Work: Send + 'static {
 
 /// What became of a forward, for the books.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Entry {
+pub(in crate::store) enum Entry {
     Created,
     Requeued,
     Delivered,
@@ -47,7 +47,7 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    pub(super) fn count(self, destination: &str, metrics: &Metrics) {
+    pub(in crate::store) fn count(self, destination: &str, metrics: &Metrics) {
         let settled = |state| metrics.forward_settled.with_label_values(&[destination, state]);
         match self {
             Self::Created => metrics.forward_created.with_label_values(&[destination]),

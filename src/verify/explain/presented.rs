@@ -12,8 +12,7 @@ use crate::verify::locate::Locator;
 use crate::verify::scheme::Auth;
 
 /// What may stand before a token in a header.
-const SCHEMES: [&str; 8] =
-    ["Bearer ", "bearer ", "BEARER ", "Basic ", "basic ", "Token ", "token ", "ApiKey "];
+const SCHEMES: [&str; 5] = ["Bearer ", "Basic ", "Token ", "token ", "ApiKey "];
 
 impl Trials<'_> {
     /// The secret itself, behind another word, in base64, or in another header.

@@ -1,0 +1,147 @@
+//! Connections to the database: few, made when they are needed, each asked first whether what it acknowledges lasts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts,
+};
+use tokio::time::timeout;
+use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::error::{OpenError, Trouble};
+use super::schema;
+use super::tls::Tls;
+use crate::config::Database;
+
+/// The first version that will do.
+pub(super) const OLDEST: u32 = 15;
+/// A statement may take as long, and one second less in wait for a lock. Senders have got their 503 long before.
+const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// After so long nothing is waited for any more: the server, or the way to it, is gone without a word.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// A connection may take as long, and waiting for one.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked.
+const SESSION: &str = "
+    SET statement_timeout = '10s';
+    SET lock_timeout = '9s';
+    SET idle_in_transaction_session_timeout = '10s';
+    SET default_transaction_isolation = 'read committed';
+    SET work_mem = '32MB';
+    SET jit = off;
+    SELECT current_setting('synchronous_commit'), current_setting('fsync'), pg_is_in_recovery(),
+        current_setting('server_version_num'), current_setting('server_version')";
+
+/// What a session says about its server.
+pub(super) struct Session {
+    synchronous_commit: String,
+    fsync: String,
+    in_recovery: bool,
+    version: u32,
+    shown_version: String,
+}
+
+impl Session {
+    /// Sets a session up.
+    pub(super) async fn begin(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let answers = client.simple_query(SESSION).await?;
+        let row = answers.into_iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let text = |column| row.as_ref().and_then(|row| row.get(column)).unwrap_or_default().to_owned();
+        Ok(Self {
+            synchronous_commit: text(0),
+            fsync: text(1),
+            in_recovery: text(2) == "t",
+            version: text(3).parse().unwrap_or(0),
+            shown_version: text(4),
+        })
+    }
+
+    /// Whether a gateway can work with it.
+    pub(super) fn judge(self, database: &str) -> Result<(), OpenError> {
+        let database = database.to_owned();
+        let not_durable =
+            |setting, found| OpenError::NotDurable { database: database.clone(), setting, found };
+        if self.version / 10_000 < OLDEST {
+            return Err(OpenError::TooOld { database, found: self.shown_version, oldest: OLDEST });
+        }
+        if self.in_recovery {
+            return Err(OpenError::InRecovery { database });
+        }
+        match self.synchronous_commit.as_str() {
+            "on" | "remote_apply" | "remote_write" => {}
+            _ => return Err(not_durable("synchronous_commit", self.synchronous_commit)),
+        }
+        if self.fsync != "on" {
+            return Err(not_durable("fsync", self.fsync));
+        }
+        Ok(())
+    }
+}
+
+/// Judges the server, and has it hold our tables.
+pub(super) async fn prepare(database: &Database) -> Result<(), OpenError> {
+    let tls = Tls::new(database).map_err(OpenError::Tls)?;
+    let shown = database.shown();
+    let connecting = timeout(CONNECT_MAX * 2, database.settings.connect(tls)).await;
+    let (mut client, connection) = connecting
+        .map_err(|_| OpenError::Unreachable {
+            database: shown.clone(),
+            reason: "no connection in time".to_owned(),
+        })?
+        .map_err(|error| schema::failure(&error, &shown, database))?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let prepared = schema::prepare(&mut client, database).await;
+    drop(connection);
+    prepared
+}
+
+/// At most `connections` of them.
+pub(super) fn pool(database: &Database, connections: usize) -> Result<Pool, OpenError> {
+    let tls = Tls::new(database).map_err(OpenError::Tls)?;
+    let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = Manager::from_config(database.settings.clone(), tls, config);
+    let shown = database.shown();
+    let timeouts =
+        Timeouts { wait: Some(CONNECT_MAX), create: Some(CONNECT_MAX), recycle: Some(CONNECT_MAX) };
+    let pool = Pool::builder(manager)
+        .max_size(connections)
+        .runtime(Runtime::Tokio1)
+        .timeouts(timeouts)
+        .post_create(Hook::async_fn(move |client, _| {
+            let shown = shown.clone();
+            Box::pin(async move {
+                let session = Session::begin(client).await.map_err(HookError::Backend)?;
+                session.judge(&shown).map_err(|error| HookError::message(error.to_string()))
+            })
+        }))
+        .build();
+    pool.map_err(|error| OpenError::Database { database: database.shown(), reason: error.to_string() })
+}
+
+/// Does something on a connection. One on which nothing is heard for too long is given up, since nobody knows what is
+/// still to come on it.
+pub(super) async fn on<T, E, F>(pool: &Pool, work: impl FnOnce(Arc<Object>) -> F) -> Result<T, Trouble>
+where
+    F: Future<Output = Result<T, E>>,
+    Trouble: From<E>,
+{
+    let connection = Arc::new(pool.get().await?);
+    let done = match timeout(SILENCE_MAX, work(Arc::clone(&connection))).await {
+        Ok(done) => done.map_err(Trouble::from),
+        Err(_) => Err(Trouble::Gone(format!("nothing was heard for {} s", SILENCE_MAX.as_secs()))),
+    };
+    if let Err(Trouble::Gone(_)) = done
+        && let Some(connection) = Arc::into_inner(connection)
+    {
+        drop(Object::take(connection));
+    }
+    done
+}
+
+const _: () = assert!(STATEMENT_MAX.as_secs() < SILENCE_MAX.as_secs());

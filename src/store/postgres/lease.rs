@@ -1,0 +1,189 @@
+//! Leasing forwards: taken, counted and read in one statement, past whatever other gateways are taking at the moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use tokio_postgres::{Error, Row};
+use uuid::Uuid;
+
+use super::error::Trouble;
+use super::order::HELD;
+use super::row::{self, COLUMNS, uuid};
+use super::{Inner, connect};
+use crate::clock::{Timestamp, from_milliseconds};
+use crate::delivery::Delivery;
+use crate::id::Id;
+use crate::store::Lease;
+use crate::store::sqlite::{DepthChange, Entry};
+
+/// Bytes of bodies in one lease, beyond which it is cut short: a lane's window must not fill the memory.
+pub(super) const BYTES_MAX: i64 = 16 << 20;
+
+/// Of destinations without an order. What a forward waited since it was due, it waited for its lane, or for a gateway.
+fn lease_sql() -> String {
+    format!(
+        "WITH due AS MATERIALIZED (
+             SELECT delivery, due_at FROM countersign.forward
+             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
+             ORDER BY due_at, delivery LIMIT $3
+             FOR UPDATE SKIP LOCKED
+         ), sized AS (
+             SELECT due.delivery, due.due_at, sum(coalesce(octet_length(d.body), 0))
+                 OVER (ORDER BY due.due_at, due.delivery) - coalesce(octet_length(d.body), 0) AS before
+             FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
+         ), taken AS (
+             UPDATE countersign.forward f
+             SET state = 'in_flight', attempts = f.attempts + 1, waited = f.waited + $2 - f.due_at, due_at = $2,
+                 held_by = $4, held_since = clock_timestamp()
+             FROM sized s
+             WHERE f.delivery = s.delivery AND f.destination = $1 AND f.state = 'waiting' AND s.before < {BYTES_MAX}
+             RETURNING f.delivery, f.attempts, f.pending_since, f.replay, f.waited, s.due_at
+         )
+         SELECT taken.attempts, taken.pending_since, taken.replay, taken.waited, taken.delivery, {COLUMNS}
+         FROM taken LEFT JOIN countersign.delivery d ON d.id = taken.delivery
+         ORDER BY taken.due_at, taken.delivery"
+    )
+}
+
+/// What is due, locked, of a destination with an order.
+pub(super) fn due_sql() -> String {
+    format!(
+        "WITH due AS MATERIALIZED (
+             SELECT delivery, due_at FROM countersign.forward
+             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
+             ORDER BY due_at, delivery LIMIT $3
+             FOR UPDATE SKIP LOCKED
+         )
+         SELECT due.delivery, {COLUMNS} FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
+         ORDER BY due.due_at, due.delivery"
+    )
+}
+
+/// A dead letter: visible, kept, never sent, and no longer in the way of others. No attempt has been made.
+const SET_ASIDE: &str = "
+    UPDATE countersign.forward
+    SET state = 'dead', settled_at = $4, last_outcome = 'corrupt', attempts = attempts - 1, held_by = NULL, held_since = NULL
+    WHERE delivery = $1 AND destination = $2 AND state = 'in_flight' AND held_by = $3
+    RETURNING pending_since";
+
+const NEXT_DUE: &str = "
+    SELECT min(due_at) FROM countersign.forward WHERE destination = $1 AND state = 'waiting' AND due_at < $2";
+
+/// Modulo the span they keep their distances: whole backlogs must not fall due in one moment.
+const REIN_IN: &str = "
+    UPDATE countersign.forward SET due_at = $2 + (due_at - $2) % greatest($3 - $2, 1)
+    WHERE destination = $1 AND state = 'waiting' AND due_at > $3 AND due_at < $4";
+
+/// A lease, of a row whose attempts, time, replay and wait stand from `first` on.
+pub(super) fn of(
+    delivery: Arc<Delivery>,
+    destination: &Arc<str>,
+    row: &Row,
+    first: usize,
+) -> Result<Lease, Error> {
+    Ok(Lease {
+        delivery,
+        destination: Arc::clone(destination),
+        attempt: u32::try_from(row.try_get::<_, i32>(first)?).unwrap_or(u32::MAX),
+        pending_since: from_milliseconds(row.try_get(first + 1)?),
+        replay: row.try_get(first + 2)?,
+        waited: Duration::from_millis(row.try_get::<_, i64>(first + 3)?.unsigned_abs()),
+    })
+}
+
+/// The delivery of a row, or what is wrong with it.
+pub(super) fn decode(row: &Row, first: usize) -> Result<Result<Delivery, String>, Error> {
+    Ok(match row.try_get::<_, Option<Uuid>>(first)? {
+        Some(_) => row::decode(row, first),
+        None => Err("the delivery is not there".to_owned()),
+    })
+}
+
+/// Ends a transaction, whichever way it has gone.
+pub(super) async fn end<T, E: From<Error>>(client: &Object, done: Result<T, E>) -> Result<T, E> {
+    let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = client.batch_execute(end).await;
+    let done = done?;
+    ended?;
+    Ok(done)
+}
+
+impl Inner {
+    pub(super) async fn lease(
+        &self,
+        destination: &str,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Vec<Lease>, Trouble> {
+        let destination: Arc<str> = destination.into();
+        let (limit, at) = (i64::try_from(limit).unwrap_or(i64::MAX), now.as_millisecond());
+        let (leases, damaged) = match self.outlet.order(&destination) {
+            Some(order) => self.lease_in_order(&order, &destination, limit, now).await?,
+            None => {
+                let rows = self.query(&lease_sql(), &[&&*destination, &at, &limit, &self.id]).await?;
+                let (mut leases, mut damaged) = (Vec::with_capacity(rows.len()), Vec::new());
+                for row in &rows {
+                    match decode(row, 5)? {
+                        Ok(delivery) => leases.push(of(Arc::new(delivery), &destination, row, 0)?),
+                        Err(what) => damaged.push((row::id(row.try_get(4)?), what)),
+                    }
+                }
+                (leases, damaged)
+            }
+        };
+        for lease in &leases {
+            self.held.add(lease.delivery.id, &destination);
+        }
+        for (id, what) in damaged {
+            self.set_aside(id, &destination, &what, now).await;
+        }
+        Ok(leases)
+    }
+
+    /// What fails here is found to be held by nobody later, and leased again.
+    async fn set_aside(&self, id: Id, destination: &Arc<str>, what: &str, now: Timestamp) {
+        self.metrics.store_corrupt_rows.inc();
+        tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside");
+        let _changing = self.activity.begin();
+        let at = now.as_millisecond();
+        let done = match self.query(SET_ASIDE, &[&uuid(id), &&**destination, &self.id, &at]).await {
+            Ok(rows) => {
+                if let Some(since) = rows.first().and_then(|row| row.try_get(0).ok()).map(from_milliseconds) {
+                    let pending = Some((since, -1));
+                    let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
+                    self.depths.apply(vec![change]);
+                    Entry::Dead.count(destination, &self.metrics);
+                }
+                match self.outlet.order(destination).filter(|order| !order.parks()) {
+                    Some(order) => self.end_turn(&order, destination, &[id]).await,
+                    None => Ok(()),
+                }
+            }
+            Err(trouble) => Err(trouble),
+        };
+        if let Err(trouble) = done {
+            tracing::warn!(delivery = %id, ?trouble, "corrupt row not set aside");
+        }
+    }
+
+    pub(super) async fn next_due(&self, destination: &str) -> Result<Option<Timestamp>, Trouble> {
+        let rows = self.query(NEXT_DUE, &[&destination, &HELD]).await?;
+        let due: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+        Ok(due.map(from_milliseconds))
+    }
+
+    pub(super) async fn rein_in(
+        &self,
+        destination: &str,
+        now: Timestamp,
+        latest: Timestamp,
+    ) -> Result<u64, Trouble> {
+        let (now, latest) = (now.as_millisecond(), latest.as_millisecond());
+        connect::on(&self.pool, |client| async move {
+            let statement = client.prepare_cached(REIN_IN).await?;
+            client.execute(&statement, &[&destination, &now, &latest, &HELD]).await
+        })
+        .await
+    }
+}

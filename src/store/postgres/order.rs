@@ -1,0 +1,296 @@
+//! Whose turn it is, in destinations with an order: the embedded store's queues (`sqlite/order.rs`), which several gateways
+//! put forwards into and take them from. Whoever judges a key or changes who is first in it holds the key's lock, by the
+//! database, to the end of the transaction; so the order is exact whichever gateway a delivery comes to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use deadpool_postgres::Object;
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::Error;
+use uuid::Uuid;
+
+use super::error::Trouble;
+use super::lease::{self, BYTES_MAX};
+use super::row::{self, COLUMNS, uuid};
+use super::{Inner, connect};
+use crate::clock::{Timestamp, from_milliseconds};
+use crate::delivery::Delivery;
+use crate::forward::Order;
+use crate::id::Id;
+use crate::store::Lease;
+
+/// What is added to the due time of a forward whose turn has not come: 35,000 years.
+pub(super) const HELD: i64 = 1 << 50;
+
+/// Rows that one step looks at.
+const ROWS_MAX: i64 = 500;
+
+/// In one order, so that no two transactions wait for each other.
+pub(super) const LOCK: &str = "
+    SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT k FROM unnest($1::bigint[]) k ORDER BY k) keys";
+
+const PLACES: &str = "SELECT delivery, order_key, arrival FROM countersign.ordered WHERE destination = $1 AND delivery = ANY($2)";
+const ENQUEUE: &str = "
+    WITH last AS (SELECT max(arrival) AS arrival FROM countersign.ordered WHERE destination = $1 AND order_key = $2),
+    placed AS (
+        INSERT INTO countersign.ordered (destination, order_key, arrival, delivery)
+        SELECT $1, $2, greatest($3, last.arrival + 1), $4 FROM last)
+    SELECT arrival IS NULL FROM last";
+const IS_FIRST: &str = "
+    SELECT NOT EXISTS (SELECT 1 FROM countersign.ordered
+        WHERE destination = $1 AND order_key = $2 AND (arrival, delivery) < ($3, $4))";
+const HOLD: &str = "
+    UPDATE countersign.forward SET due_at = due_at + $3
+    WHERE delivery = $1 AND destination = $2 AND state = 'waiting' AND due_at < $3";
+const REMOVE: &str = "DELETE FROM countersign.ordered WHERE delivery = $1 AND destination = $2";
+/// The first of a key, and where it stands.
+const FIRST: &str = "
+    SELECT o.delivery, f.state FROM countersign.ordered o
+    LEFT JOIN countersign.forward f ON f.delivery = o.delivery AND f.destination = o.destination
+    WHERE o.destination = $1 AND o.order_key = $2 ORDER BY o.arrival, o.delivery LIMIT 1";
+/// It falls due when it did, if it is held.
+const RELEASE: &str = "
+    UPDATE countersign.forward SET due_at = due_at - $3
+    WHERE delivery = $1 AND destination = $2 AND state = 'waiting' AND due_at >= $3";
+/// What holds up any key and should not: it is over, or a dead letter that nobody waits for.
+const CLEAN_ALL: &str = "
+    DELETE FROM countersign.ordered o
+    WHERE o.destination = $1 AND NOT EXISTS (
+        SELECT 1 FROM countersign.forward f WHERE f.delivery = o.delivery AND f.destination = o.destination
+            AND (f.state IN ('waiting', 'in_flight') OR f.state = 'dead' AND $2))";
+const RELEASE_ALL: &str = "
+    UPDATE countersign.forward f SET due_at = f.due_at - $2
+    FROM (SELECT DISTINCT ON (order_key) delivery FROM countersign.ordered WHERE destination = $1
+        ORDER BY order_key, arrival, delivery) first
+    WHERE f.delivery = first.delivery AND f.destination = $1 AND f.state = 'waiting' AND f.due_at >= $2";
+const TAKE: &str = "
+    UPDATE countersign.forward
+    SET state = 'in_flight', attempts = attempts + 1, waited = waited + $3 - due_at, due_at = $3, held_by = $4,
+        held_since = clock_timestamp()
+    WHERE delivery = $1 AND destination = $2 AND state = 'waiting'
+    RETURNING attempts, pending_since, replay, waited";
+/// Pending ones that have no place in the order, behind another.
+const UNPLACED: &str = "
+    SELECT f.delivery, f.order_key FROM (
+        SELECT f.delivery, o.order_key FROM countersign.forward f
+        LEFT JOIN countersign.ordered o ON o.delivery = f.delivery AND o.destination = f.destination
+        WHERE f.destination = $1 AND f.state IN ('waiting', 'in_flight') AND f.delivery > $2
+        ORDER BY f.delivery LIMIT $3) f";
+const PLACE: &str = "
+    INSERT INTO countersign.ordered (destination, order_key, arrival, delivery)
+    SELECT $1, p.order_key, p.arrival, p.delivery
+    FROM unnest($2::text[], $3::bigint[], $4::uuid[]) p(order_key, arrival, delivery)
+    JOIN countersign.forward f ON f.delivery = p.delivery AND f.destination = $1 AND f.settled_at IS NULL
+    ON CONFLICT (delivery, destination) DO UPDATE SET order_key = EXCLUDED.order_key";
+const DISBAND: &str = "
+    WITH gone AS (DELETE FROM countersign.ordered WHERE destination = $1)
+    UPDATE countersign.forward SET due_at = due_at - $2 WHERE destination = $1 AND state = 'waiting' AND due_at >= $2";
+
+/// What stands for a key in the database's locks.
+pub(super) fn lock_of(destination: &str, key: &str) -> i64 {
+    let digest = Sha256::new_with_prefix(destination).chain_update([0]).chain_update(key).finalize();
+    let mut beginning = [0; 8];
+    beginning.copy_from_slice(&digest[..8]);
+    i64::from_be_bytes(beginning)
+}
+
+/// Where a forward stands among those with its key.
+struct Place {
+    key: String,
+    arrival: i64,
+}
+
+impl Inner {
+    /// Leases what is due and has its turn; what has not is held from then on.
+    pub(super) async fn lease_in_order(
+        &self,
+        order: &Order,
+        destination: &Arc<str>,
+        limit: i64,
+        now: Timestamp,
+    ) -> Result<(Vec<Lease>, Vec<(Id, String)>), Trouble> {
+        let holder = self.id;
+        connect::on(&self.pool, |client| async move {
+            client.batch_execute("BEGIN").await?;
+            let taken = take(&client, order, destination, limit, now, holder).await;
+            lease::end(&client, taken).await
+        })
+        .await
+    }
+
+    /// A forward is over: the turn of the next comes.
+    pub(super) async fn end_turn(&self, order: &Order, destination: &str, ids: &[Id]) -> Result<(), Trouble> {
+        let released = connect::on(&self.pool, |client| async move {
+            client.batch_execute("BEGIN").await?;
+            let done = ended(&client, order, destination, ids).await;
+            lease::end(&client, done).await
+        });
+        if released.await? > 0 {
+            self.outlet.wake(destination);
+        }
+        Ok(())
+    }
+
+    /// Brings what is pending into an order, or out of it.
+    pub(super) async fn arrange(&self, destination: &str, order: Option<&Order>) -> Result<(), Trouble> {
+        let Some(order) = order else {
+            self.query(DISBAND, &[&destination, &HELD]).await?;
+            return Ok(());
+        };
+        let mut after = Uuid::nil();
+        loop {
+            let rows = self.query(UNPLACED, &[&destination, &after, &ROWS_MAX]).await?;
+            let Some(last) = rows.last() else { break };
+            after = last.try_get(0)?;
+            let mut unplaced = Vec::new();
+            for row in &rows {
+                let key: Option<&str> = row.try_get(1)?;
+                if key.is_none_or(|key| !key.starts_with(order.prefix())) {
+                    unplaced.push(row.try_get::<_, Uuid>(0)?);
+                }
+            }
+            let keys = self.keys(order, &unplaced).await?;
+            let arrivals: Vec<i64> = unplaced.iter().map(|id| received_at(*id) << 10).collect();
+            self.query(PLACE, &[&destination, &keys, &arrivals, &unplaced]).await?;
+        }
+        self.query(CLEAN_ALL, &[&destination, &order.parks()]).await?;
+        self.query(RELEASE_ALL, &[&destination, &HELD]).await?;
+        Ok(())
+    }
+
+    /// The keys of these deliveries. One that cannot be read will be set aside when its turn comes.
+    async fn keys(&self, order: &Order, ids: &[Uuid]) -> Result<Vec<String>, Trouble> {
+        let mut keys = Vec::with_capacity(ids.len());
+        let sql = format!("SELECT {COLUMNS} FROM countersign.delivery d WHERE d.id = ANY($1)");
+        // A few at a time: bodies can be large.
+        for some in ids.chunks(16) {
+            let rows = self.query(&sql, &[&some]).await?;
+            let found: BTreeMap<Uuid, String> = rows
+                .iter()
+                .filter_map(|row| row::decode(row, 0).ok())
+                .map(|delivery| (uuid(delivery.id), order.key(&delivery)))
+                .collect();
+            keys.extend(some.iter().map(|id| found.get(id).map_or(order.prefix(), |key| key).to_owned()));
+        }
+        Ok(keys)
+    }
+}
+
+async fn take(
+    client: &Object,
+    order: &Order,
+    destination: &Arc<str>,
+    limit: i64,
+    now: Timestamp,
+    holder: Uuid,
+) -> Result<(Vec<Lease>, Vec<(Id, String)>), Error> {
+    let at = now.as_millisecond();
+    let due = client.prepare_cached(&lease::due_sql()).await?;
+    let rows = client.query(&due, &[&&**destination, &at, &limit]).await?;
+    let (mut deliveries, mut damaged, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for row in &rows {
+        let id = row::id(row.try_get(0)?);
+        match lease::decode(row, 1)? {
+            Ok(delivery) if bytes < BYTES_MAX => {
+                bytes += i64::try_from(delivery.body.len()).unwrap_or(i64::MAX);
+                deliveries.push(Arc::new(delivery));
+            }
+            Ok(_) => {}
+            Err(what) => damaged.push((id, what)),
+        }
+    }
+    let ids: Vec<Uuid> = deliveries.iter().map(|delivery| uuid(delivery.id)).collect();
+    let select = client.prepare_cached(PLACES).await?;
+    let mut places = BTreeMap::new();
+    for row in client.query(&select, &[&&**destination, &ids]).await? {
+        let place = Place { key: row.try_get(1)?, arrival: row.try_get(2)? };
+        if place.key.starts_with(order.prefix()) {
+            places.insert(row::id(row.try_get(0)?), place);
+        }
+    }
+    let key = |delivery: &Arc<Delivery>| {
+        places.get(&delivery.id).map_or_else(|| order.key(delivery), |place| place.key.clone())
+    };
+    let keys: Vec<String> = deliveries.iter().map(key).collect();
+    let locks: Vec<i64> = keys.iter().map(|key| lock_of(destination, key)).collect();
+    let lock = client.prepare_cached(LOCK).await?;
+    client.query(&lock, &[&locks]).await?;
+    let mut leases = Vec::new();
+    for (delivery, key) in deliveries.into_iter().zip(keys) {
+        let id = uuid(delivery.id);
+        let first = match places.get(&delivery.id) {
+            Some(place) => {
+                let is_first = client.prepare_cached(IS_FIRST).await?;
+                client.query_one(&is_first, &[&&**destination, &key, &place.arrival, &id]).await?
+            }
+            // One that has no place in this order, as after a replay, takes the last.
+            None => {
+                let remove = client.prepare_cached(REMOVE).await?;
+                client.execute(&remove, &[&id, &&**destination]).await?;
+                let enqueue = client.prepare_cached(ENQUEUE).await?;
+                client.query_one(&enqueue, &[&&**destination, &key, &(at << 10), &id]).await?
+            }
+        };
+        if !first.try_get::<_, bool>(0)? {
+            let hold = client.prepare_cached(HOLD).await?;
+            client.execute(&hold, &[&id, &&**destination, &HELD]).await?;
+            continue;
+        }
+        let take = client.prepare_cached(TAKE).await?;
+        if let Some(row) = client.query_opt(&take, &[&id, &&**destination, &at, &holder]).await? {
+            leases.push(lease::of(delivery, destination, &row, 0)?);
+        }
+    }
+    // What could not be read is taken as well, to be set aside.
+    for (id, _) in &damaged {
+        let take = client.prepare_cached(TAKE).await?;
+        client.query_opt(&take, &[&uuid(*id), &&**destination, &at, &holder]).await?;
+    }
+    Ok((leases, damaged))
+}
+
+/// Takes forwards out of their queues; how many others have their turn now. In a transaction.
+pub(super) async fn ended(
+    client: &Object,
+    order: &Order,
+    destination: &str,
+    ids: &[Id],
+) -> Result<u64, Error> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| uuid(*id)).collect();
+    let select = client.prepare_cached(PLACES).await?;
+    let mut keys = Vec::new();
+    for row in client.query(&select, &[&destination, &ids]).await? {
+        keys.push(row.try_get::<_, String>(1)?);
+    }
+    let locks: Vec<i64> = keys.iter().map(|key| lock_of(destination, key)).collect();
+    let lock = client.prepare_cached(LOCK).await?;
+    client.query(&lock, &[&locks]).await?;
+    let remove = client.prepare_cached(REMOVE).await?;
+    for id in &ids {
+        client.execute(&remove, &[id, &destination]).await?;
+    }
+    let mut released = 0;
+    let (first, release) = (client.prepare_cached(FIRST).await?, client.prepare_cached(RELEASE).await?);
+    for key in keys {
+        while let Some(row) = client.query_opt(&first, &[&destination, &key]).await? {
+            let id: Uuid = row.try_get(0)?;
+            let stays = match row.try_get::<_, Option<&str>>(1)? {
+                Some("waiting" | "in_flight") => true,
+                Some("dead") => order.parks(),
+                Some(_) | None => false,
+            };
+            if stays {
+                released += client.execute(&release, &[&id, &destination, &HELD]).await?;
+                break;
+            }
+            client.execute(&remove, &[&id, &destination]).await?;
+        }
+    }
+    Ok(released)
+}
+
+/// Milliseconds since the epoch, which a UUIDv7 begins with.
+fn received_at(id: Uuid) -> i64 {
+    from_milliseconds(i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)).as_millisecond()
+}

@@ -1,0 +1,256 @@
+//! Writing the ends of attempts, many in one statement. Only the attempt that is under way, of the gateway that has it, can
+//! end: what was taken over meanwhile is another's.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use deadpool_postgres::Object;
+use tokio::sync::oneshot;
+
+use super::batch::Job;
+use super::error::Trouble;
+use super::row::{text, uuid};
+use super::{Inner, connect, lease, order};
+use crate::clock::{Timestamp, from_milliseconds, later};
+use crate::dedup::Key;
+use crate::forward::{Order, Progress};
+use crate::store::sqlite::{DepthChange, Entry};
+use crate::store::{Settlement, StoreError};
+
+const SETTLE: &str = "
+    WITH ended AS MATERIALIZED (
+        SELECT * FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::bigint[], $7::integer[],
+            $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[])
+            WITH ORDINALITY AS e(delivery, destination, attempt, state, due_at, attempts, ended_at, outcome, started_at,
+                duration_ms, status, detail, n)
+    ), settled AS (
+        UPDATE countersign.forward f
+        SET state = e.state, due_at = coalesce(e.due_at, f.due_at), attempts = e.attempts,
+            settled_at = CASE WHEN e.state = 'waiting' THEN NULL ELSE coalesce(e.ended_at, f.due_at) END,
+            last_outcome = coalesce(e.outcome, f.last_outcome), held_by = NULL, held_since = NULL
+        FROM ended e
+        WHERE f.delivery = e.delivery AND f.destination = e.destination AND f.state = 'in_flight'
+            AND f.attempts = e.attempt AND f.held_by = $1
+        RETURNING e.n, f.pending_since, f.replay
+    ), remembered AS (
+        INSERT INTO countersign.attempt (delivery, destination, attempt, started_at, duration_ms, outcome, status, detail)
+        SELECT e.delivery, e.destination, e.attempt, e.started_at, e.duration_ms, e.outcome, e.status, e.detail
+        FROM settled s JOIN ended e ON e.n = s.n
+        WHERE e.outcome IS NOT NULL AND NOT (e.state = 'delivered' AND e.attempt = 1 AND NOT s.replay)
+    )
+    SELECT n, pending_since FROM settled";
+
+/// An end that waits to be written.
+pub(super) struct Settle {
+    pub(super) settlement: Settlement,
+    pub(super) reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Job for Settle {
+    fn bytes(&self) -> usize {
+        self.settlement.record.as_ref().map_or(0, |record| record.detail.len())
+    }
+
+    fn keys(&self) -> [Option<Key>; 2] {
+        // An update that finds its row twice takes either, and both are the same attempt's.
+        [None, None]
+    }
+}
+
+impl Inner {
+    pub(super) async fn settle(self: Arc<Self>, jobs: Vec<Settle>) {
+        let changing = self.activity.begin();
+        let settled = loop {
+            let (inner, jobs) = (&self, &jobs);
+            let done = connect::on(&self.pool, |client| async move { inner.write(&client, jobs).await });
+            match done.await {
+                Err(Trouble::Again(_)) => {}
+                done => break done,
+            }
+        };
+        match settled {
+            Ok((mut since, released)) => {
+                let mut changes = Vec::new();
+                for destination in released {
+                    self.outlet.wake(&destination);
+                }
+                for (n, job) in jobs.iter().enumerate() {
+                    let settlement = &job.settlement;
+                    self.held.remove(settlement.id, &settlement.destination);
+                    let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
+                        continue;
+                    };
+                    if let Some(entry) = entry(settlement.next) {
+                        entry.count(&settlement.destination, &self.metrics);
+                    }
+                    changes.push(change);
+                }
+                self.depths.apply(changes);
+                for Settle { settlement, reply } in jobs {
+                    let _ = reply.send(Ok(()));
+                    if let Progress::Waiting { .. } = settlement.next {
+                        self.outlet.wake(&settlement.destination);
+                    }
+                }
+                drop(changing);
+            }
+            Err(Trouble::Own(reason)) if jobs.len() > 1 => {
+                tracing::debug!(reason, "settling a batch one by one");
+                drop(changing);
+                for one in jobs {
+                    Box::pin(Arc::clone(&self).settle(vec![one])).await;
+                }
+            }
+            Err(trouble) => {
+                let final_ = matches!(trouble, Trouble::Own(_));
+                let error = StoreError::from(trouble);
+                for Settle { settlement, reply } in jobs {
+                    if final_ {
+                        // Nobody tries that again: whoever looks next finds that nobody has it.
+                        self.held.remove(settlement.id, &settlement.destination);
+                    }
+                    let _ = reply.send(Err(error.clone()));
+                }
+                drop(changing);
+                self.look.notify_one();
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Writes them, and has the turn of those come that waited for one that is over: of these lanes.
+    async fn write(
+        &self,
+        client: &Object,
+        jobs: &[Settle],
+    ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
+        let orders: Vec<_> = jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
+        if orders.iter().all(Option::is_none) {
+            return Ok((send(client, jobs, self.id).await?, BTreeSet::new()));
+        }
+        client.batch_execute("BEGIN").await?;
+        let done = async {
+            let since = send(client, jobs, self.id).await?;
+            let mut released = BTreeSet::new();
+            for (n, (job, order)) in jobs.iter().zip(&orders).enumerate() {
+                let Settlement { id, destination, .. } = &job.settlement;
+                if let Some(order) = order.as_deref().filter(|_| since.contains_key(&n))
+                    && order::ended(client, order, destination, &[*id]).await? > 0
+                {
+                    released.insert(Arc::clone(destination));
+                }
+            }
+            Ok::<_, Trouble>((since, released))
+        };
+        let done = done.await;
+        lease::end(client, done).await
+    }
+
+    /// The order in which others may wait for this one to be over; `None` when none does.
+    fn turn_of(&self, settlement: &Settlement) -> Option<Arc<Order>> {
+        let order = self.outlet.order(&settlement.destination)?;
+        match settlement.next {
+            Progress::Delivered | Progress::Cancelled => Some(order),
+            Progress::Dead => (!order.parks()).then_some(order),
+            Progress::Waiting { .. } | Progress::InFlight { .. } => None,
+        }
+    }
+}
+
+fn entry(next: Progress) -> Option<Entry> {
+    match next {
+        Progress::Delivered => Some(Entry::Delivered),
+        Progress::Dead => Some(Entry::Dead),
+        Progress::Cancelled => Some(Entry::Cancelled),
+        Progress::Waiting { .. } | Progress::InFlight { .. } => None,
+    }
+}
+
+/// What it does to the depth of its lane, of a forward that has been pending since then.
+fn change(settlement: &Settlement, since: Timestamp) -> Option<DepthChange> {
+    let dead = match settlement.next {
+        Progress::Waiting { .. } | Progress::InFlight { .. } => return None,
+        Progress::Delivered | Progress::Cancelled => 0,
+        Progress::Dead => 1,
+    };
+    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
+}
+
+/// Since when those have been pending that were settled, by their place among the jobs.
+async fn send(
+    client: &Object,
+    jobs: &[Settle],
+    holder: uuid::Uuid,
+) -> Result<HashMap<usize, Timestamp>, Trouble> {
+    let statement = client.prepare_cached(SETTLE).await?;
+    let settlements: Vec<&Settlement> = jobs.iter().map(|job| &job.settlement).collect();
+    let records: Vec<_> = settlements.iter().map(|settlement| settlement.record.as_ref()).collect();
+    let ids: Vec<_> = settlements.iter().map(|settlement| uuid(settlement.id)).collect();
+    let destinations: Vec<&str> = settlements.iter().map(|settlement| &*settlement.destination).collect();
+    let attempt: Vec<i32> = settlements.iter().map(|settlement| signed(settlement.attempt)).collect();
+    let mut states = Vec::new();
+    let mut due: Vec<Option<i64>> = Vec::new();
+    let mut attempts: Vec<i32> = Vec::new();
+    for settlement in &settlements {
+        let (state, due_at, counted) = match settlement.next {
+            Progress::Waiting { due_at, attempts } => ("waiting", Some(due_at), attempts),
+            Progress::Delivered => ("delivered", None, settlement.attempt),
+            Progress::Dead => ("dead", None, settlement.attempt),
+            Progress::Cancelled => ("cancelled", None, settlement.attempt),
+            Progress::InFlight { attempt } => {
+                debug_assert!(false, "an attempt does not end in flight");
+                ("in_flight", None, attempt)
+            }
+        };
+        states.push(state);
+        due.push(due_at.map(Timestamp::as_millisecond));
+        attempts.push(signed(counted));
+    }
+    let started: Vec<Option<i64>> =
+        records.iter().map(|record| record.map(|record| record.started_at.as_millisecond())).collect();
+    // Without a record the time of the decision is not known; it was not before the forward fell due.
+    let ended: Vec<Option<i64>> = records
+        .iter()
+        .map(|record| record.map(|record| later(record.started_at, record.duration).as_millisecond()))
+        .collect();
+    let durations: Vec<Option<i64>> = records
+        .iter()
+        .map(|record| record.map(|record| i64::try_from(record.duration.as_millis()).unwrap_or(i64::MAX)))
+        .collect();
+    let outcomes: Vec<Option<&str>> =
+        records.iter().map(|record| record.map(|record| record.outcome)).collect();
+    let statuses: Vec<Option<i32>> =
+        records.iter().map(|record| record.and_then(|record| record.status).map(i32::from)).collect();
+    let details: Vec<_> = records.iter().map(|record| record.map(|record| text(&record.detail))).collect();
+    let details: Vec<Option<&str>> = details.iter().map(|detail| detail.as_deref()).collect();
+    let rows = client
+        .query(
+            &statement,
+            &[
+                &holder,
+                &ids,
+                &destinations,
+                &attempt,
+                &states,
+                &due,
+                &attempts,
+                &ended,
+                &outcomes,
+                &started,
+                &durations,
+                &statuses,
+                &details,
+            ],
+        )
+        .await?;
+    let place = |row: &tokio_postgres::Row| {
+        let n: i64 = row.try_get(0)?;
+        Ok((usize::try_from(n - 1).unwrap_or(usize::MAX), from_milliseconds(row.try_get(1)?)))
+    };
+    rows.iter().map(place).collect()
+}
+
+fn signed(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
