@@ -4,6 +4,7 @@
 //! style what is not in the files served here: whatever strangers have sent is text.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -37,6 +38,9 @@ use session::Sessions;
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// For how long events are told at a time: a browser asks again by itself, and then its session has to be good still.
+const LIVE_MAX: Duration = Duration::from_mins(2);
 
 /// What the pages are made from.
 #[derive(Clone)]
@@ -98,7 +102,7 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
 
 /// What happens, as it happens: the API's events, for who has a session.
 async fn live(State(console): State<Console>) -> Response {
-    super::events::told(&console.gateway)
+    super::events::told(&console.gateway, Some(Instant::now() + LIVE_MAX))
 }
 
 async fn asset(kind: &'static str, text: &'static str) -> Response {

@@ -13,7 +13,7 @@ use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -156,16 +156,19 @@ pub(super) fn routes() -> OpenApiRouter<Known> {
 #[utoipa::path(get, path = "/events", tag = "gateway",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 async fn events(State(gateway): Shown) -> Response {
-    told(&gateway)
+    told(&gateway, None)
 }
 
-/// What happens from now on.
-pub(super) fn told(gateway: &Known) -> Response {
+/// What happens from now on, until it ends by itself.
+pub(super) fn told(gateway: &Known, until: Option<Instant>) -> Response {
     let Some(reader) = gateway.events().read() else {
         return problem(StatusCode::TOO_MANY_REQUESTS, "as many read events as may at a time");
     };
-    let told = stream::unfold(reader, |mut reader| async {
-        let event = reader.recv().await?;
+    let told = stream::unfold(reader, move |mut reader| async move {
+        let event = match until {
+            Some(until) => timeout_at(until, reader.recv()).await.ok().flatten()?,
+            None => reader.recv().await?,
+        };
         let document = serde_json::to_string(&*event).unwrap_or_default();
         Some((Ok::<_, Infallible>(sse::Event::default().event(event.name()).data(document)), reader))
     });

@@ -179,6 +179,17 @@ mod tests {
     }
 
     #[test]
+    fn an_operator_has_the_probe_pass_at_once_and_no_second_one() {
+        let mut breaker = broken_at_zero();
+        assert!(breaker.probe_now(s(5)));
+        assert_eq!(breaker.pass(s(5)), Pass::Probe);
+        assert!(!breaker.probe_now(s(6)), "one is under way");
+        assert!(!breaker.record(&POLICY, Fault::Backend, s(6)));
+        assert_eq!(breaker.pass(s(7)), Pass::Blocked(Some(s(66))), "the pause doubles as after any probe");
+        assert!(!Breaker::new().probe_now(s(0)));
+    }
+
+    #[test]
     fn late_attempts_do_not_prolong_the_pause_but_may_end_it() {
         let mut breaker = broken_at_zero();
         assert!(!breaker.record(&POLICY, Fault::Backend, s(20)));
