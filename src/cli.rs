@@ -13,6 +13,7 @@ mod destinations;
 mod events;
 mod handed_over;
 mod http;
+mod jobs;
 mod listen;
 mod logging;
 mod notify;
@@ -71,6 +72,9 @@ enum Command {
     /// List, pause or resume destinations
     #[command(subcommand)]
     Destinations(destinations::Command),
+    /// List or cancel replays and purges
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     /// Check, back up or salvage a data directory
     #[command(subcommand)]
     Store(store::Command),
@@ -143,6 +147,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Dead(command) => dead::run(&command),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Destinations(command) => destinations::run(&command),
+        Command::Jobs(command) => jobs::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Healthcheck(arguments) => status::healthcheck(&arguments),
         Command::Completions { shell } => {

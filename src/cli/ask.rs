@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::status::{Gateway, refusal};
-use super::{Failure, say};
+use super::{Failure, say, say_error};
 
 /// Between two looks at a job.
 const LOOK: Duration = Duration::from_millis(250);
@@ -178,6 +178,10 @@ pub(super) fn or_dash(text: Option<&str>) -> String {
 /// Orders a job and waits for its end, with a bar where somebody looks.
 pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool) -> Result<(), Failure> {
     let mut job: Job = send(gateway, path, order)?;
+    if !json && !job.is_over() {
+        // Whoever interrupts this command should know how to end what it began.
+        say_error(&format!("job {id}; `countersign jobs cancel {id}` ends it where it is", id = job.id));
+    }
     // Hidden where standard error is no terminal.
     let bar =
         if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
@@ -203,7 +207,7 @@ pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool
     }
 }
 
-fn told(job: &Job) -> String {
+pub(super) fn told(job: &Job) -> String {
     if job.order.dry_run {
         return format!("{} forwards match; nothing was changed (dry run)", job.matched);
     }

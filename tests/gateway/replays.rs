@@ -141,7 +141,10 @@ fn a_slow_replay_tells_how_far_it_is_and_can_be_cancelled() {
     assert_eq!((&job["state"], &job["matched"], &job["done"]), (&"running".into(), &20.into(), &1.into()));
     let id = job["id"].as_str().unwrap();
     assert_eq!(get(&gateway, "jobs")["jobs"][0]["id"], job["id"]);
-    assert_eq!(post(&gateway, &format!("jobs/{id}/cancel"), json!({})).0, 200);
+    let listed = command(&gateway, &["jobs", "list"]).1;
+    assert!(listed.contains(id) && listed.contains("running"), "{listed}");
+    let (code, text, _) = command(&gateway, &["jobs", "cancel", id]);
+    assert!(code == Some(0) && text.starts_with(id), "{text}");
     eventually("the job ends", || get(&gateway, &format!("jobs/{id}"))["state"] == "cancelled");
     let ended = get(&gateway, &format!("jobs/{id}"));
     assert_eq!((&ended["done"], &ended["failed"]), (&1.into(), &19.into()));

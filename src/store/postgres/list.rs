@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::error::Trouble;
+use super::order;
 use super::row::{self, text, uuid};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::dedup::id_keys;
@@ -421,7 +422,7 @@ fn forward(row: &Row) -> Result<ForwardStatus, Error> {
         destination: Arc::from(row.try_get::<_, &str>(1)?),
         // The table's own check lets no other word in.
         state: State::of_label(row.try_get(2)?).unwrap_or(State::Waiting),
-        due_at: from_milliseconds(row.try_get(3)?),
+        due_at: from_milliseconds(order::due(row.try_get(3)?)),
         attempts: unsigned(row.try_get(4)?),
         pending_since: from_milliseconds(row.try_get(5)?),
         replay: row.try_get(6)?,

@@ -23,6 +23,11 @@ use crate::store::Lease;
 /// What is added to the due time of a forward whose turn has not come: 35,000 years.
 pub(super) const HELD: i64 = 1 << 50;
 
+/// When a forward is due, whether or not its turn has come.
+pub(super) fn due(at: i64) -> i64 {
+    if at >= HELD { at - HELD } else { at }
+}
+
 /// Rows that one step looks at.
 const ROWS_MAX: i64 = 500;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, Rows, Statement, params};
 
-use super::verdict;
+use super::{order, verdict};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::delivery::Verification;
 use crate::forward::State;
@@ -351,7 +351,7 @@ fn forwards(connection: &Connection, id: Id) -> rusqlite::Result<Vec<ForwardStat
             destination: row.get(0)?,
             // The table's own check lets no other word in.
             state: State::of_label(row.get_ref(1)?.as_str()?).unwrap_or(State::Waiting),
-            due_at: from_milliseconds(row.get(2)?),
+            due_at: from_milliseconds(order::due(row.get(2)?)),
             attempts: row.get(3)?,
             pending_since: from_milliseconds(row.get(4)?),
             replay: row.get(5)?,
