@@ -1,7 +1,7 @@
 //! The operators' edge, never on the public listener. `GET /livez`, `/readyz` and `/metrics` take no token, nor does
 //! `GET /api/v1/openapi.json`, which describes all the rest: it is made of the routes of the modules below, each of which
 //! has its documents beside it. What changes something is for operators, and is audited. All other paths are the
-//! [`console`]'s, the same for browsers.
+//! `console`'s, the same for browsers.
 //!
 //! It knows what it is told through [`Gateway`], and changes nothing but through it.
 
