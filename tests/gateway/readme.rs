@@ -62,6 +62,7 @@ fn every_promise_names_a_test_that_exists() {
         tests.join("cluster"),
         src.join("ingest"),
         src.join("store"),
+        src.join("forward"),
     ] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
