@@ -135,7 +135,7 @@ struct Verdict {
 }
 
 impl Inner {
-    /// Commits a batch, answers, and tells the lanes.
+    /// Commits a batch, tells the lanes, and answers.
     pub(super) async fn accept(self: Arc<Self>, jobs: Vec<Accept>) {
         let planned = jobs.into_iter().map(|job| self.plan(job)).collect();
         self.accept_planned(planned).await;
@@ -236,8 +236,6 @@ impl Inner {
                 }
             }
         }
-        // A caller that has stopped waiting changes nothing: what was committed stays.
-        let _ = job.reply.send(Ok(verdict.accepted));
         for Forward { destination, slot, .. } in forwards {
             match slot {
                 Some(slot) if verdict.in_flight.iter().any(|taken| **taken == *destination) => {
@@ -261,6 +259,9 @@ impl Inner {
             Entry::Requeued.count(&destination, &self.metrics);
             self.outlet.wake(&destination);
         }
+        // When the lanes have been told, which takes no time. A caller that has stopped waiting changes nothing: what was
+        // committed stays.
+        let _ = job.reply.send(Ok(verdict.accepted));
     }
 
     fn refuse(&self, job: Accept, forwards: &[Forward], error: StoreError) {
