@@ -144,6 +144,7 @@ fn whichever_operation_on_the_disk_fails_nothing_acknowledged_is_lost() {
         (kind, error, stride, AtomicUsize::new(fastrand::usize(1..=stride)))
     });
     let (runs, last) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -154,9 +155,15 @@ fn whichever_operation_on_the_disk_fails_nothing_acknowledged_is_lost() {
                             Some((error, on)) => format!("fail {kind} {n} {error} {on}"),
                             None => format!("fail {kind} {n} {error}"),
                         };
-                        // Whoever sees this has what it takes to see it again.
-                        let used = thread::scope(|scope| scope.spawn(|| run(&rule)).join());
-                        let used = used.unwrap_or_else(|_| panic!("on a disk with the rule {rule:?}"));
+                        let used = std::panic::catch_unwind(|| run(&rule)).unwrap_or_else(|panic| {
+                            let said =
+                                panic.downcast::<String>().map_or_else(|_| String::new(), |said| *said);
+                            failures
+                                .lock()
+                                .unwrap()
+                                .push(format!("on a disk with the rule {rule:?}: {said}"));
+                            true
+                        });
                         runs.fetch_add(1, Ordering::Relaxed);
                         if !used {
                             break;
@@ -168,6 +175,9 @@ fn whichever_operation_on_the_disk_fails_nothing_acknowledged_is_lost() {
         }
     });
     println!("{} runs, up to operation {}", runs.into_inner(), last.into_inner());
+    // Whoever sees this has what it takes to see it again.
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// SQLite had gone on with a rollback journal when the switch to the log failed, and the start had not looked: a power cut

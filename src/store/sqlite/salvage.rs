@@ -198,6 +198,7 @@ fn build(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
     read(&pages, &staging)?;
     let mut salvaged = staging.merge()?;
     transaction.commit()?;
+    let (gone, is_empty) = (lost_pages(&pages)?, pages.is_empty()?);
     if salvaged.deliveries + salvaged.pending + salvaged.claims + salvaged.handed_over == 0 {
         let (first, _) = pages.read(1)?;
         let a_database = first[..16] == MAGIC;
@@ -205,13 +206,13 @@ fn build(directory: &Path, forced: bool) -> Result<Salvaged, SalvageError> {
         if a_database && application != schema::APPLICATION_ID.cast_unsigned() && word(&first, 28) > 1 {
             return Err(SalvageError::Foreign { file });
         }
-        if !forced {
+        // One that is whole but for the head of its log, and has had nothing in it yet, is what it was.
+        if !forced && (gone.is_some() || !is_empty) {
             return Err(SalvageError::Nothing { file });
         }
     }
-    let gone = lost_pages(&pages)?;
     let gone = match gone {
-        None if salvaged.deliveries == 0 && !pages.is_empty()? => {
+        None if salvaged.deliveries == 0 && !is_empty => {
             Some("nothing of what it held can be read".to_owned())
         }
         gone => gone,
@@ -233,7 +234,7 @@ fn lost_pages(pages: &Pages) -> io::Result<Option<String>> {
     let promised =
         if sound && word(&first, 28) < pages.count.saturating_mul(4) { word(&first, 28) } else { 0 };
     let cut_off = promised.saturating_sub(pages.count);
-    let damage = pages.log.damage();
+    let damage = pages.log.damage().filter(|_| !pages.log.is_whole());
     let what = match (cut_off, damage) {
         (0, None) => return Ok(None),
         (0, Some(damage)) => damage,
@@ -422,10 +423,32 @@ mod tests {
             assert_eq!(fs::read(&file).unwrap(), before);
             assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left of the try");
         }
-        // Of ours there is nothing to be saved either, unless an operator says so.
-        let (root, _) = empty_store();
+        // One of ours that has lost all it held, unless an operator says so.
+        let (_, mut wiped) = empty_store();
+        wiped[PAGE_SIZE..].fill(0);
+        let root = store_of(&wiped);
         assert!(matches!(salvage(root.path(), false), Err(SalvageError::Nothing { .. })));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    /// A power cut that tore the head of the log of a new store kept the gateway from starting, though nothing was lost.
+    #[test]
+    fn a_store_with_nothing_in_it_needs_nobody_when_the_head_of_its_log_is_torn() {
+        let (root, _) = empty_store();
+        let file = root.path().join(DATABASE);
+        let connection = schema::open_writer(&file).unwrap();
+        connection.execute_batch("CREATE TABLE passing (x); DROP TABLE passing").unwrap();
+        let torn = |at: usize| {
+            let copy = store_of(&fs::read(&file).unwrap());
+            let log = fs::read(beside(&file, "-wal")).unwrap();
+            fs::write(beside(&copy.path().join(DATABASE), "-wal"), with(&log, at, &[!log[at]])).unwrap();
+            assert!(needed(copy.path()).unwrap().is_some(), "byte {at}");
+            let salvaged = salvage(copy.path(), false);
+            salvaged.map(|salvaged| salvaged.findings.len())
+        };
+        assert!(matches!(torn(15), Ok(0)), "{:?}", torn(15));
+        // What a page held that is damaged, nobody knows.
+        assert!(matches!(torn(100), Err(SalvageError::Nothing { .. })), "{:?}", torn(100));
     }
 
     /// It would have filled the disk first, and then have failed.

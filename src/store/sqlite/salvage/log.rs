@@ -143,10 +143,15 @@ impl Log {
         Ok(Self { file: Some(file), page_size, frames, copied, missing, empty: false, misled })
     }
 
-    /// What is wrong with it, when what was committed is not all there.
+    /// Whether each frame that was committed is there, and what was written.
+    pub(super) fn is_whole(&self) -> bool {
+        self.missing == 0 && self.frames.iter().all(|frame| frame.good)
+    }
+
+    /// What is wrong with it, when SQLite would not read all that was committed.
     pub(super) fn damage(&self) -> Option<String> {
         let bad = self.frames.iter().filter(|frame| !frame.good).count();
-        (bad > 0 || self.missing > 0 || self.misled).then(|| {
+        (!self.is_whole() || self.misled).then(|| {
             format!(
                 "of the log's {} committed frames {bad} are damaged and {} cut off",
                 self.frames.len() + self.missing,
