@@ -12,6 +12,7 @@ if ! [ -x "$venv/bin/schemathesis" ]; then
         exit 0
     fi
 fi
+[ "${1:-}" != install ] || exit 0
 
 directory=$(mktemp -d)
 gateway=
