@@ -124,24 +124,54 @@ pub(super) fn pool(database: &Database, connections: usize) -> Result<Pool, Open
     pool.map_err(|error| OpenError::Database { database: database.shown(), reason: error.to_string() })
 }
 
-/// Does something on a connection. One on which nothing is heard for too long is given up, since nobody knows what is
-/// still to come on it.
+/// A connection that somebody works on. Unless that comes to its end, also because nobody waits for it any more, the
+/// connection is given up: nobody knows what is still to come on it, and a transaction may be open.
+struct Lent(Option<Arc<Object>>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take().and_then(Arc::into_inner) {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// Does something on a connection. One on which nothing is heard for too long is given up.
 pub(super) async fn on<T, E, F>(pool: &Pool, work: impl FnOnce(Arc<Object>) -> F) -> Result<T, Trouble>
 where
     F: Future<Output = Result<T, E>>,
     Trouble: From<E>,
 {
     let connection = Arc::new(pool.get().await?);
-    let done = match timeout(SILENCE_MAX, work(Arc::clone(&connection))).await {
+    let mut lent = Lent(Some(Arc::clone(&connection)));
+    let done = match timeout(SILENCE_MAX, work(connection)).await {
         Ok(done) => done.map_err(Trouble::from),
         Err(_) => Err(Trouble::Gone(format!("nothing was heard for {} s", SILENCE_MAX.as_secs()))),
     };
-    if let Err(Trouble::Gone(_)) = done
-        && let Some(connection) = Arc::into_inner(connection)
-    {
-        drop(Object::take(connection));
+    if !matches!(done, Err(Trouble::Gone(_))) {
+        lent.0 = None;
     }
     done
+}
+
+/// The same in a transaction, of which nothing stays when the work fails.
+pub(super) async fn transaction<T, E, F>(
+    pool: &Pool,
+    work: impl FnOnce(Arc<Object>) -> F,
+) -> Result<T, Trouble>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<Trouble>,
+{
+    on(pool, |client| async move {
+        client.batch_execute("BEGIN").await?;
+        let done = work(Arc::clone(&client)).await.map_err(Into::into);
+        let ended = client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        let done = done?;
+        ended?;
+        Ok::<_, Trouble>(done)
+    })
+    .await
 }
 
 const _: () = assert!(STATEMENT_MAX.as_secs() < SILENCE_MAX.as_secs());

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::error::Trouble;
 use super::order::HELD;
 use super::row::{self, COLUMNS, uuid};
-use super::{Inner, connect};
+use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::delivery::Delivery;
 use crate::id::Id;
@@ -100,15 +99,6 @@ pub(super) fn decode(row: &Row, first: usize) -> Result<Result<Delivery, String>
     })
 }
 
-/// Ends a transaction, whichever way it has gone.
-pub(super) async fn end<T, E: From<Error>>(client: &Object, done: Result<T, E>) -> Result<T, E> {
-    let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await;
-    let done = done?;
-    ended?;
-    Ok(done)
-}
-
 impl Inner {
     pub(super) async fn lease(
         &self,
@@ -146,24 +136,29 @@ impl Inner {
         self.metrics.store_corrupt_rows.inc();
         tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside");
         let _changing = self.activity.begin();
-        let at = now.as_millisecond();
-        let done = match self.query(SET_ASIDE, &[&uuid(id), &&**destination, &self.id, &at]).await {
-            Ok(rows) => {
-                if let Some(since) = rows.first().and_then(|row| row.try_get(0).ok()).map(from_milliseconds) {
-                    let pending = Some((since, -1));
-                    let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
-                    self.depths.apply(vec![change]);
-                    Entry::Dead.count(destination, &self.metrics);
-                }
-                match self.outlet.order(destination).filter(|order| !order.parks()) {
-                    Some(order) => self.end_turn(&order, destination, &[id]).await,
-                    None => Ok(()),
+        let (at, order) = (now.as_millisecond(), self.outlet.order(destination));
+        let done = connect::transaction(&self.pool, |client| async move {
+            let set_aside = client.prepare_cached(SET_ASIDE).await?;
+            let row = client.query_opt(&set_aside, &[&uuid(id), &&**destination, &self.id, &at]).await?;
+            let Some(since) = row.map(|row| row.try_get(0)).transpose()? else { return Ok(None) };
+            let released = match order.filter(|order| !order.parks()) {
+                Some(order) => order::ended(&client, &order, destination, &[id]).await?,
+                None => 0,
+            };
+            Ok::<_, Error>(Some((from_milliseconds(since), released)))
+        });
+        match done.await {
+            Ok(Some((since, released))) => {
+                let pending = Some((since, -1));
+                let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
+                self.depths.apply(vec![change]);
+                Entry::Dead.count(destination, &self.metrics);
+                if released > 0 {
+                    self.outlet.wake(destination);
                 }
             }
-            Err(trouble) => Err(trouble),
-        };
-        if let Err(trouble) = done {
-            tracing::warn!(delivery = %id, ?trouble, "corrupt row not set aside");
+            Ok(None) => {}
+            Err(trouble) => tracing::warn!(delivery = %id, ?trouble, "corrupt row not set aside"),
         }
     }
 

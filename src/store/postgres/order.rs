@@ -116,25 +116,10 @@ impl Inner {
         now: Timestamp,
     ) -> Result<(Vec<Lease>, Vec<(Id, String)>), Trouble> {
         let holder = self.id;
-        connect::on(&self.pool, |client| async move {
-            client.batch_execute("BEGIN").await?;
-            let taken = take(&client, order, destination, limit, now, holder).await;
-            lease::end(&client, taken).await
+        connect::transaction(&self.pool, |client| async move {
+            take(&client, order, destination, limit, now, holder).await
         })
         .await
-    }
-
-    /// A forward is over: the turn of the next comes.
-    pub(super) async fn end_turn(&self, order: &Order, destination: &str, ids: &[Id]) -> Result<(), Trouble> {
-        let released = connect::on(&self.pool, |client| async move {
-            client.batch_execute("BEGIN").await?;
-            let done = ended(&client, order, destination, ids).await;
-            lease::end(&client, done).await
-        });
-        if released.await? > 0 {
-            self.outlet.wake(destination);
-        }
-        Ok(())
     }
 
     /// Brings what is pending into an order, or out of it.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::batch::Job;
 use super::error::Trouble;
 use super::row::{text, uuid};
-use super::{Inner, connect, lease, order};
+use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::dedup::Key;
 use crate::forward::{Order, Progress};
@@ -62,8 +62,7 @@ impl Inner {
         let changing = self.activity.begin();
         let settled = loop {
             let (inner, jobs) = (&self, &jobs);
-            let done = connect::on(&self.pool, |client| async move { inner.write(&client, jobs).await });
-            match done.await {
+            match inner.write(jobs).await {
                 Err(Trouble::Again(_)) => {}
                 done => break done,
             }
@@ -122,29 +121,27 @@ impl Inner {
     /// Writes them, and has the turn of those come that waited for one that is over: of these lanes.
     async fn write(
         &self,
-        client: &Object,
         jobs: &[Settle],
     ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
-        let orders: Vec<_> = jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
+        let orders: &Vec<_> = &jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
         if orders.iter().all(Option::is_none) {
-            return Ok((send(client, jobs, self.id).await?, BTreeSet::new()));
+            let send = connect::on(&self.pool, |client| async move { send(&client, jobs, self.id).await });
+            return Ok((send.await?, BTreeSet::new()));
         }
-        client.batch_execute("BEGIN").await?;
-        let done = async {
-            let since = send(client, jobs, self.id).await?;
+        connect::transaction(&self.pool, |client| async move {
+            let since = send(&client, jobs, self.id).await?;
             let mut released = BTreeSet::new();
-            for (n, (job, order)) in jobs.iter().zip(&orders).enumerate() {
+            for (n, (job, order)) in jobs.iter().zip(orders).enumerate() {
                 let Settlement { id, destination, .. } = &job.settlement;
                 if let Some(order) = order.as_deref().filter(|_| since.contains_key(&n))
-                    && order::ended(client, order, destination, &[*id]).await? > 0
+                    && order::ended(&client, order, destination, &[*id]).await? > 0
                 {
                     released.insert(Arc::clone(destination));
                 }
             }
             Ok::<_, Trouble>((since, released))
-        };
-        let done = done.await;
-        lease::end(client, done).await
+        })
+        .await
     }
 
     /// The order in which others may wait for this one to be over; `None` when none does.
