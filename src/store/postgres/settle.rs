@@ -75,7 +75,7 @@ impl Inner {
                 }
                 for (n, job) in jobs.iter().enumerate() {
                     let settlement = &job.settlement;
-                    self.held.remove(settlement.id, &settlement.destination);
+                    self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
                     let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
                         continue;
                     };
@@ -106,7 +106,7 @@ impl Inner {
                 for Settle { settlement, reply } in jobs {
                     if final_ {
                         // Nobody tries that again: whoever looks next finds that nobody has it.
-                        self.held.remove(settlement.id, &settlement.destination);
+                        self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
                     }
                     let _ = reply.send(Err(error.clone()));
                 }
