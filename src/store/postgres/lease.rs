@@ -19,19 +19,23 @@ use crate::store::sqlite::{DepthChange, Entry};
 /// Bytes of bodies in one lease, beyond which it is cut short: a lane's window must not fill the memory.
 pub(super) const BYTES_MAX: i64 = 16 << 20;
 
+/// What is due, locked, with the bytes of those before it.
+const DUE: &str = "
+    WITH due AS MATERIALIZED (
+        SELECT delivery, due_at FROM countersign.forward
+        WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
+        ORDER BY due_at, delivery LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    ), sized AS (
+        SELECT due.delivery, due.due_at, sum(coalesce(octet_length(d.body), 0))
+            OVER (ORDER BY due.due_at, due.delivery) - coalesce(octet_length(d.body), 0) AS before
+        FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
+    )";
+
 /// Of destinations without an order. What a forward waited since it was due, it waited for its lane, or for a gateway.
 fn lease_sql() -> String {
     format!(
-        "WITH due AS MATERIALIZED (
-             SELECT delivery, due_at FROM countersign.forward
-             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
-             ORDER BY due_at, delivery LIMIT $3
-             FOR UPDATE SKIP LOCKED
-         ), sized AS (
-             SELECT due.delivery, due.due_at, sum(coalesce(octet_length(d.body), 0))
-                 OVER (ORDER BY due.due_at, due.delivery) - coalesce(octet_length(d.body), 0) AS before
-             FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
-         ), taken AS (
+        "{DUE}, taken AS (
              UPDATE countersign.forward f
              SET state = 'in_flight', attempts = f.attempts + 1, waited = f.waited + $2 - f.due_at, due_at = $2,
                  held_by = $4, held_since = clock_timestamp()
@@ -45,17 +49,12 @@ fn lease_sql() -> String {
     )
 }
 
-/// What is due, locked, of a destination with an order.
+/// Of a destination with an order: what there may be a turn of.
 pub(super) fn due_sql() -> String {
     format!(
-        "WITH due AS MATERIALIZED (
-             SELECT delivery, due_at FROM countersign.forward
-             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
-             ORDER BY due_at, delivery LIMIT $3
-             FOR UPDATE SKIP LOCKED
-         )
-         SELECT due.delivery, {COLUMNS} FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
-         ORDER BY due.due_at, due.delivery"
+        "{DUE}
+         SELECT s.delivery, {COLUMNS} FROM sized s LEFT JOIN countersign.delivery d ON d.id = s.delivery
+         WHERE s.before < {BYTES_MAX} ORDER BY s.due_at, s.delivery"
     )
 }
 

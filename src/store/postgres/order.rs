@@ -149,21 +149,26 @@ impl Inner {
         Ok(())
     }
 
-    /// The keys of these deliveries. One that cannot be read will be set aside when its turn comes.
+    /// The keys of these deliveries, which are in the order of their ids. One that cannot be read will be set aside when its
+    /// turn comes.
     async fn keys(&self, order: &Order, ids: &[Uuid]) -> Result<Vec<String>, Trouble> {
-        let mut keys = Vec::with_capacity(ids.len());
-        let sql = format!("SELECT {COLUMNS} FROM countersign.delivery d WHERE d.id = ANY($1)");
-        // A few at a time: bodies can be large.
-        for some in ids.chunks(16) {
-            let rows = self.query(&sql, &[&some]).await?;
-            let found: BTreeMap<Uuid, String> = rows
-                .iter()
-                .filter_map(|row| row::decode(row, 0).ok())
-                .map(|delivery| (uuid(delivery.id), order.key(&delivery)))
-                .collect();
-            keys.extend(some.iter().map(|id| found.get(id).map_or(order.prefix(), |key| key).to_owned()));
+        let sql = format!(
+            "WITH sized AS (
+                 SELECT id, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS before
+                 FROM countersign.delivery WHERE id = ANY($1))
+             SELECT {COLUMNS} FROM sized s JOIN countersign.delivery d ON d.id = s.id
+             WHERE s.before < {BYTES_MAX} ORDER BY d.id"
+        );
+        let (mut found, mut rest) = (BTreeMap::new(), ids);
+        while !rest.is_empty() {
+            let rows = self.query(&sql, &[&rest]).await?;
+            let Some(last) = rows.last() else { break };
+            let last: Uuid = last.try_get(0)?;
+            rest = &rest[rest.partition_point(|id| *id <= last)..];
+            let readable = rows.iter().filter_map(|row| row::decode(row, 0).ok());
+            found.extend(readable.map(|delivery| (uuid(delivery.id), order.key(&delivery))));
         }
-        Ok(keys)
+        Ok(ids.iter().map(|id| found.remove(id).unwrap_or_else(|| order.prefix().to_owned())).collect())
     }
 }
 
@@ -178,15 +183,11 @@ async fn take(
     let at = now.as_millisecond();
     let due = client.prepare_cached(&lease::due_sql()).await?;
     let rows = client.query(&due, &[&&**destination, &at, &limit]).await?;
-    let (mut deliveries, mut damaged, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let (mut deliveries, mut damaged) = (Vec::new(), Vec::new());
     for row in &rows {
         let id = row::id(row.try_get(0)?);
         match lease::decode(row, 1)? {
-            Ok(delivery) if bytes < BYTES_MAX => {
-                bytes += i64::try_from(delivery.body.len()).unwrap_or(i64::MAX);
-                deliveries.push(Arc::new(delivery));
-            }
-            Ok(_) => {}
+            Ok(delivery) => deliveries.push(Arc::new(delivery)),
             Err(what) => damaged.push((id, what)),
         }
     }
