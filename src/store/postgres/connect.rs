@@ -24,7 +24,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// A connection may take as long, and waiting for one.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked.
+/// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked. What it says
+/// of its commits it keeps to, whatever its server is set to later.
 const SESSION: &str = "
     SET statement_timeout = '10s';
     SET lock_timeout = '9s';
@@ -32,7 +33,8 @@ const SESSION: &str = "
     SET default_transaction_isolation = 'read committed';
     SET work_mem = '32MB';
     SET jit = off;
-    SELECT current_setting('synchronous_commit'), current_setting('fsync'), pg_is_in_recovery(),
+    SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false), current_setting('fsync'),
+        pg_is_in_recovery(),
         current_setting('server_version_num'), current_setting('server_version')";
 
 /// What a session says about its server.

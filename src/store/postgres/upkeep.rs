@@ -32,7 +32,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 const RENEW_SQL: &str = "
     INSERT INTO countersign.gateway (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 ms')
-    ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at";
+    ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at
+    RETURNING current_setting('fsync')";
 /// In flight of a gateway that is not alive. Their attempts stay counted.
 const TAKE_OVER: &str = "
     WITH left_behind AS MATERIALIZED (
@@ -173,7 +174,11 @@ impl Upkeep {
             let renewed = Instant::now();
             let lease_ms = LEASE.as_millis() as f64;
             let renew = client.prepare_cached(RENEW_SQL).await?;
-            client.execute(&renew, &[&inner.id, &inner.name, &lease_ms]).await?;
+            let fsync = client.query_one(&renew, &[&inner.id, &inner.name, &lease_ms]).await?;
+            if fsync.try_get::<_, &str>(0)? != "on" {
+                // No session can keep to that; the next one is told what to do about it.
+                return Err(Trouble::Gone("its fsync has been turned off".to_owned()));
+            }
             inner.renewed(renewed);
             self.renew_at = now + RENEW;
             self.give_back(client).await?;
