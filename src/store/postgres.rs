@@ -31,7 +31,7 @@ use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
-use crate::store::sqlite::Depths;
+use crate::store::sqlite::{Depths, order_keys};
 use crate::store::{
     Accepted, Arrival, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept, UseOfSecret,
 };
@@ -259,7 +259,8 @@ impl Store for Postgres {
         let queues = self.queues()?;
         let prepared = Prepared::new(&arrival.verified);
         let (reply, answer) = oneshot::channel();
-        let job = Accept { arrival, prepared, reply };
+        let keys = order_keys(&arrival, &*self.inner.outlet);
+        let job = Accept { arrival, prepared, keys, reply };
         queues.accept.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => StoreError::Closed,

@@ -16,7 +16,7 @@ use super::row::{self, Prepared, uuid};
 use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::dedup::Key;
-use crate::store::sqlite::{DepthChange, Entry};
+use crate::store::sqlite::{DepthChange, Entry, OrderKey, order_key};
 use crate::store::{Accepted, Arrival, Lease, Slot, StoreError};
 
 /// Every key is inserted, or its row locked until the end, where a claim that has not expired is there: the next statement
@@ -99,6 +99,8 @@ const TRIES: u32 = 4;
 pub(super) struct Accept {
     pub(super) arrival: Arrival,
     pub(super) prepared: Prepared,
+    /// Of destinations with an order.
+    pub(super) keys: Vec<OrderKey>,
     pub(super) reply: oneshot::Sender<Result<Accepted, StoreError>>,
 }
 
@@ -191,7 +193,7 @@ impl Inner {
         let alive = self.holds_lease();
         let forwards = destinations.into_iter().map(|destination| {
             let order = self.outlet.order(&destination);
-            let key = order.map(|order| order.key(job.arrival.verified.delivery()));
+            let key = order.map(|order| order_key(&job.keys, &job.arrival, &destination, &order).into_owned());
             let slot = if alive { self.outlet.reserve(&destination) } else { None };
             Forward { destination, slot, key }
         });
