@@ -154,7 +154,7 @@ impl Inner {
                         Some(verdict) => self.conclude(job, forwards, verdict),
                         None => self.refuse(
                             job,
-                            &forwards,
+                            forwards,
                             StoreError::Read("the database did not judge it".to_owned()),
                         ),
                     }
@@ -175,7 +175,7 @@ impl Inner {
                 }
                 let error = StoreError::from(trouble);
                 for Planned { job, forwards } in planned {
-                    self.refuse(job, &forwards, error.clone());
+                    self.refuse(job, forwards, error.clone());
                 }
                 drop(changing);
                 self.look.notify_one();
@@ -193,7 +193,8 @@ impl Inner {
         let alive = self.holds_lease();
         let forwards = destinations.into_iter().map(|destination| {
             let order = self.outlet.order(&destination);
-            let key = order.map(|order| order_key(&job.keys, &job.arrival, &destination, &order).into_owned());
+            let key =
+                order.map(|order| order_key(&job.keys, &job.arrival, &destination, &order).into_owned());
             let slot = if alive { self.outlet.reserve(&destination) } else { None };
             Forward { destination, slot, key }
         });
@@ -252,7 +253,7 @@ impl Inner {
                     self.outlet.dispatch(lease, slot);
                 }
                 // It was not needed, or it is another's turn.
-                Some(_) => {}
+                Some(slot) => self.outlet.give_back(&destination, slot),
                 // Whoever was refused a place waits to be told that it may look again.
                 None => self.outlet.wake(&destination),
             }
@@ -266,10 +267,13 @@ impl Inner {
         let _ = job.reply.send(Ok(verdict.accepted));
     }
 
-    fn refuse(&self, job: Accept, forwards: &[Forward], error: StoreError) {
+    fn refuse(&self, job: Accept, forwards: Vec<Forward>, error: StoreError) {
         let _ = job.reply.send(Err(error));
-        for forward in forwards.iter().filter(|forward| forward.slot.is_none()) {
-            self.outlet.wake(&forward.destination);
+        for Forward { destination, slot, .. } in forwards {
+            match slot {
+                Some(slot) => self.outlet.give_back(&destination, slot),
+                None => self.outlet.wake(&destination),
+            }
         }
     }
 }
