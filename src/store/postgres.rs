@@ -20,6 +20,7 @@ use uuid::Uuid;
 use self::accept::Accept;
 use self::error::Trouble;
 use self::held::{Activity, Held};
+use self::order::Arranged;
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::{LEASE, Upkeep};
@@ -100,6 +101,7 @@ struct Inner {
     metrics: Metrics,
     depths: Depths,
     held: Held,
+    arranged: Arranged,
     counted: Counted,
     activity: Activity,
     /// Why nobody can reach the database, for as long as nobody can.
@@ -137,6 +139,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         metrics,
         depths: Depths::default(),
         held: Held::default(),
+        arranged: Arranged::default(),
         counted: Counted::default(),
         activity: Activity::default(),
         reason: Mutex::default(),
@@ -161,6 +164,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
     tasks.spawn(batch::run(settles, places, tasks.clone(), move |jobs| Arc::clone(&shared).settle(jobs)));
     tasks.spawn(upkeep.run(stop.clone()));
     tasks.spawn(Arc::clone(&inner).keep_counting(stop.clone()));
+    tasks.spawn(Arc::clone(&inner).keep_in_order(stop.clone()));
     tasks.close();
     Ok(Postgres { inner, queues: Mutex::new(Some(Queues { accept, settle })), tasks, stop })
 }
@@ -303,7 +307,7 @@ impl Store for Postgres {
     }
 
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
-        Ok(self.usable()?.arrange(destination, order.as_deref()).await?)
+        Ok(self.usable()?.arrange(destination, order).await?)
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

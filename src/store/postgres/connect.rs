@@ -166,9 +166,11 @@ where
     E: Into<Trouble>,
 {
     on(pool, |client| async move {
-        client.batch_execute("BEGIN").await?;
-        let done = work(Arc::clone(&client)).await.map_err(Into::into);
+        // Both leave at once.
+        let (begun, done) = tokio::join!(biased; client.batch_execute("BEGIN"), work(Arc::clone(&client)));
+        let done = done.map_err(Into::into);
         let ended = client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        begun?;
         let done = done?;
         ended?;
         Ok::<_, Trouble>(done)

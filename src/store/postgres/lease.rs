@@ -1,5 +1,6 @@
 //! Leasing forwards: taken, counted and read in one statement, past whatever other gateways are taking at the moment.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 use super::error::Trouble;
 use super::order::HELD;
 use super::row::{self, COLUMNS, uuid};
-use super::{Inner, connect, order};
+use super::{Inner, connect};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::delivery::Delivery;
 use crate::id::Id;
@@ -135,15 +136,12 @@ impl Inner {
         self.metrics.store_corrupt_rows.inc();
         tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside");
         let _changing = self.activity.begin();
-        let (at, order) = (now.as_millisecond(), self.outlet.order(destination));
+        let at = now.as_millisecond();
         let done = connect::transaction(&self.pool, |client| async move {
             let set_aside = client.prepare_cached(SET_ASIDE).await?;
             let row = client.query_opt(&set_aside, &[&uuid(id), &&**destination, &self.id, &at]).await?;
             let Some(since) = row.map(|row| row.try_get(0)).transpose()? else { return Ok(None) };
-            let released = match order.filter(|order| !order.parks()) {
-                Some(order) => order::ended(&client, &order, destination, &[id]).await?,
-                None => 0,
-            };
+            let released = self.end_turns(&client, iter::once((id, destination, true))).await?;
             Ok::<_, Error>(Some((from_milliseconds(since), released)))
         });
         match done.await {
@@ -152,8 +150,8 @@ impl Inner {
                 let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
                 self.depths.apply(vec![change]);
                 Entry::Dead.count(destination, &self.metrics);
-                if released > 0 {
-                    self.outlet.wake(destination);
+                for destination in released {
+                    self.outlet.wake(&destination);
                 }
             }
             Ok(None) => {}

@@ -1,19 +1,17 @@
 //! What operators change, many forwards in one statement. Whatever is under way at the same moment waits for the rows, and
 //! then finds them changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use deadpool_postgres::Object;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::error::Trouble;
 use super::row::{self, uuid};
-use super::{Inner, connect, order};
+use super::{Inner, connect};
 use crate::clock::{Moment, Timestamp, from_milliseconds};
 use crate::forward::State;
-use crate::id::Id;
 use crate::store::operators::{Change, Target};
 use crate::store::sqlite::{DepthChange, Entry};
 
@@ -70,10 +68,9 @@ impl Inner {
                 let statement = client.prepare_cached(sql).await?;
                 let rows = client.query(&statement, &[ids, destinations, fitting, &time]).await?;
                 let found = rows.iter().map(changed).collect::<Result<HashMap<_, _>, _>>()?;
-                let released = match change {
-                    Change::Requeue => Vec::new(),
-                    Change::Cancel | Change::Purge => self.end_turns(&client, found.keys()).await?,
-                };
+                let over = found.keys().filter(|_| change != Change::Requeue);
+                let over = over.map(|(id, destination)| (*id, destination, false));
+                let released = self.end_turns(&client, over).await?;
                 Ok::<_, Trouble>((found, released))
             });
             match done.await {
@@ -111,27 +108,6 @@ impl Inner {
             self.outlet.wake(destination);
         }
         Ok(changed)
-    }
-
-    /// Of those that are over by an operator's doing; the lanes in which others have their turn now.
-    async fn end_turns(
-        &self,
-        client: &Object,
-        over: impl Iterator<Item = &Target>,
-    ) -> Result<Vec<Arc<str>>, Trouble> {
-        let mut ended: BTreeMap<&Arc<str>, Vec<Id>> = BTreeMap::new();
-        for (id, destination) in over {
-            ended.entry(destination).or_default().push(*id);
-        }
-        let mut released = Vec::new();
-        for (destination, ids) in ended {
-            if let Some(order) = self.outlet.order(destination)
-                && order::ended(client, &order, destination, &ids).await? > 0
-            {
-                released.push(Arc::clone(destination));
-            }
-        }
-        Ok(released)
     }
 }
 
