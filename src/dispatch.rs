@@ -182,6 +182,12 @@ impl Outlet for Lanes {
         self.lane(destination)?.reserve()
     }
 
+    fn give_back(&self, destination: &str, slot: Slot) {
+        if let Some(lane) = self.lane(destination) {
+            lane.give_back(slot);
+        }
+    }
+
     fn dispatch(&self, lease: Lease, slot: Slot) {
         // Without a lane there was no slot; without a store it is drained, and the next start finds it interrupted.
         if let (Some(lane), Some(store)) = (self.lane(&lease.destination), read(&self.store).clone()) {

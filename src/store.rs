@@ -178,6 +178,10 @@ pub trait Outlet: Send + Sync {
     /// A free place in the lane of `destination`, taken for a forward that is about to be committed. `None` when the
     /// lane is full, paused, unknown or has older forwards waiting: then it is stored as waiting.
     fn reserve(&self, destination: &str) -> Option<Slot>;
+    /// A place that was taken is not needed after all.
+    fn give_back(&self, _destination: &str, slot: Slot) {
+        drop(slot);
+    }
     /// A forward for which a place was taken has been committed.
     fn dispatch(&self, lease: Lease, slot: Slot);
     /// Forwards have been committed as waiting for `destination`.

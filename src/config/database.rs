@@ -46,6 +46,11 @@ impl Database {
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
             return Err("it does not begin with `postgres://`".to_owned());
         }
+        if is_ambiguous(url) {
+            return Err("a `@`, `/`, `?` or `#` in its user, password or options has to be written `%40`, `%2F`, `%3F` or \
+                 `%23`"
+                .to_owned());
+        }
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut root, mut rest) = (None, None, Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -74,6 +79,10 @@ impl Database {
         };
         let plain = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
         let mut settings: Config = plain.parse().map_err(|error: tokio_postgres::Error| {
+            // What it does not know may be the end of a password that has a `&` in it.
+            if rest.iter().any(|parameter| parameter.starts_with("password=")) {
+                return "one of its options is not known, or has a wrong value".to_owned();
+            }
             std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
         })?;
         if settings.get_hosts().is_empty() {
@@ -110,6 +119,14 @@ impl Database {
         let name = self.settings.get_dbname().or(self.settings.get_user()).unwrap_or_default();
         format!("{}/{name}", hosts.join(","))
     }
+}
+
+/// Whether what the client library takes for host, database or options may be a part of the password: the library takes the
+/// first `@` for the one before the host, whatever it stands in.
+fn is_ambiguous(url: &str) -> bool {
+    let authority = url.split("//").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
+    let before_host = authority.unwrap_or_default().matches('@').count();
+    before_host > 1 || url.matches('@').count() > before_host
 }
 
 impl fmt::Debug for Database {
@@ -161,9 +178,23 @@ mod tests {
             ("postgres:///n", "it names no host"),
             ("postgres://h/n", "it names no user"),
             ("postgres://u:hunter2@h/n?colour=blue", "unknown option `colour`"),
+            ("postgres://h/n?user=u&password=green&hunter2=", "one of its options is not known"),
         ] {
             let found = Database::parse(url).unwrap_err();
             assert!(found.contains(problem) && !found.contains("hunter2"), "{url}: {found}");
         }
+    }
+
+    /// What came after it was shown as the host, the database or an option.
+    #[test]
+    fn a_password_that_is_not_escaped_is_refused_and_not_shown() {
+        for mark in ["@", "/", "?", "#", "@/", "/@", "?@", "@?", "#@", "@a=b&", "?a=b@", "@/?@"] {
+            let url = format!("postgres://u:green{mark}hunter2@h/n?sslmode=disable");
+            let found = Database::parse(&url).unwrap_err();
+            assert!(found.contains("%40") && !found.contains("hunter2"), "{url}: {found}");
+        }
+        let escaped = Database::parse("postgres://u:green%40%2F%3F%23hunter2@h/n").unwrap();
+        assert_eq!(escaped.settings.get_password(), Some(&b"green@/?#hunter2"[..]));
+        assert_eq!(escaped.shown(), "h:5432/n");
     }
 }

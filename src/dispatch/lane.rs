@@ -241,6 +241,12 @@ impl Lane {
         slot
     }
 
+    /// Nothing begins in a reserved place.
+    pub(super) fn give_back(&self, slot: Slot) {
+        refill::give_back(&mut self.lock(), 1);
+        drop(slot);
+    }
+
     /// Has the refill task look into the store.
     pub(super) fn wake(&self) {
         self.poke.notify_one();
@@ -464,6 +470,19 @@ pub(super) mod tests {
         assert!(lane.turn(4).is_err());
         lane.end_turn(2, 0);
         assert_eq!(lane.turn(4).unwrap().len(), 2);
+    }
+
+    /// Each duplicate had used up a turn of a forward.
+    #[tokio::test]
+    async fn a_place_that_is_given_back_costs_no_turn() {
+        let lane = lane(|destination| {
+            destination.rate = Some(Rate { events: 1, per: Duration::from_hours(1) });
+        });
+        for _ in 0..3 {
+            lane.give_back(lane.reserve().unwrap());
+        }
+        let _used = lane.reserve().unwrap();
+        assert!(lane.reserve().is_none());
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use self::accept::Accept;
 use self::error::Trouble;
 use self::held::{Activity, Held};
+use self::order::Arranged;
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::{LEASE, Upkeep};
@@ -31,7 +32,7 @@ use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::store::operators::{Change, DeadLetters, Filter, History, Listed, Operators, Page, Target};
-use crate::store::sqlite::Depths;
+use crate::store::sqlite::{Depths, order_keys};
 use crate::store::{
     Accepted, Arrival, Depth, HandedOver, Lease, Outlet, Settlement, Store, StoreError, Swept, UseOfSecret,
 };
@@ -100,6 +101,7 @@ struct Inner {
     metrics: Metrics,
     depths: Depths,
     held: Held,
+    arranged: Arranged,
     counted: Counted,
     activity: Activity,
     /// Why nobody can reach the database, for as long as nobody can.
@@ -137,6 +139,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         metrics,
         depths: Depths::default(),
         held: Held::default(),
+        arranged: Arranged::default(),
         counted: Counted::default(),
         activity: Activity::default(),
         reason: Mutex::default(),
@@ -161,6 +164,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
     tasks.spawn(batch::run(settles, places, tasks.clone(), move |jobs| Arc::clone(&shared).settle(jobs)));
     tasks.spawn(upkeep.run(stop.clone()));
     tasks.spawn(Arc::clone(&inner).keep_counting(stop.clone()));
+    tasks.spawn(Arc::clone(&inner).keep_in_order(stop.clone()));
     tasks.close();
     Ok(Postgres { inner, queues: Mutex::new(Some(Queues { accept, settle })), tasks, stop })
 }
@@ -259,7 +263,8 @@ impl Store for Postgres {
         let queues = self.queues()?;
         let prepared = Prepared::new(&arrival.verified);
         let (reply, answer) = oneshot::channel();
-        let job = Accept { arrival, prepared, reply };
+        let keys = order_keys(&arrival, &*self.inner.outlet);
+        let job = Accept { arrival, prepared, keys, reply };
         queues.accept.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
@@ -302,7 +307,7 @@ impl Store for Postgres {
     }
 
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
-        Ok(self.usable()?.arrange(destination, order.as_deref()).await?)
+        Ok(self.usable()?.arrange(destination, order).await?)
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

@@ -63,6 +63,7 @@ mod verdict;
 mod work;
 mod writer;
 
+pub(in crate::store) use self::accept::{OrderKey, order_key, order_keys};
 pub use self::check::Checked;
 pub(in crate::store) use self::depths::{Change as DepthChange, Depths};
 pub use self::error::OpenError;
@@ -320,7 +321,7 @@ impl Store for Sqlite {
             return Err(fault);
         }
         let prepared = Prepared::new(&arrival.verified);
-        let keys = accept::keys(&arrival, &*self.outlet);
+        let keys = order_keys(&arrival, &*self.outlet);
         let (job, answer) = work::job(Accept { arrival, prepared, keys });
         self.queue()?.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,

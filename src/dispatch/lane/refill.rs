@@ -219,7 +219,7 @@ impl Lane {
     }
 }
 
-fn give_back(state: &mut State, places: usize) {
+pub(super) fn give_back(state: &mut State, places: usize) {
     if let Some(limiter) = &mut state.limiter {
         limiter.give_back(u32::try_from(places).unwrap_or(u32::MAX));
     }

@@ -16,7 +16,7 @@ use super::row::{self, Prepared, uuid};
 use super::{Inner, connect, order};
 use crate::clock::{Timestamp, from_milliseconds};
 use crate::dedup::Key;
-use crate::store::sqlite::{DepthChange, Entry};
+use crate::store::sqlite::{DepthChange, Entry, OrderKey, order_key};
 use crate::store::{Accepted, Arrival, Lease, Slot, StoreError};
 
 /// Every key is inserted, or its row locked until the end, where a claim that has not expired is there: the next statement
@@ -99,6 +99,8 @@ const TRIES: u32 = 4;
 pub(super) struct Accept {
     pub(super) arrival: Arrival,
     pub(super) prepared: Prepared,
+    /// Of destinations with an order.
+    pub(super) keys: Vec<OrderKey>,
     pub(super) reply: oneshot::Sender<Result<Accepted, StoreError>>,
 }
 
@@ -152,7 +154,7 @@ impl Inner {
                         Some(verdict) => self.conclude(job, forwards, verdict),
                         None => self.refuse(
                             job,
-                            &forwards,
+                            forwards,
                             StoreError::Read("the database did not judge it".to_owned()),
                         ),
                     }
@@ -173,7 +175,7 @@ impl Inner {
                 }
                 let error = StoreError::from(trouble);
                 for Planned { job, forwards } in planned {
-                    self.refuse(job, &forwards, error.clone());
+                    self.refuse(job, forwards, error.clone());
                 }
                 drop(changing);
                 self.look.notify_one();
@@ -191,7 +193,8 @@ impl Inner {
         let alive = self.holds_lease();
         let forwards = destinations.into_iter().map(|destination| {
             let order = self.outlet.order(&destination);
-            let key = order.map(|order| order.key(job.arrival.verified.delivery()));
+            let key =
+                order.map(|order| order_key(&job.keys, &job.arrival, &destination, &order).into_owned());
             let slot = if alive { self.outlet.reserve(&destination) } else { None };
             Forward { destination, slot, key }
         });
@@ -232,7 +235,7 @@ impl Inner {
             for forward in &forwards {
                 Entry::Created.count(&forward.destination, &self.metrics);
                 if verdict.in_flight.iter().any(|destination| **destination == *forward.destination) {
-                    self.held.add(delivery.id, &forward.destination);
+                    self.held.add(delivery.id, &forward.destination, 1);
                 }
             }
         }
@@ -250,7 +253,7 @@ impl Inner {
                     self.outlet.dispatch(lease, slot);
                 }
                 // It was not needed, or it is another's turn.
-                Some(_) => {}
+                Some(slot) => self.outlet.give_back(&destination, slot),
                 // Whoever was refused a place waits to be told that it may look again.
                 None => self.outlet.wake(&destination),
             }
@@ -264,10 +267,13 @@ impl Inner {
         let _ = job.reply.send(Ok(verdict.accepted));
     }
 
-    fn refuse(&self, job: Accept, forwards: &[Forward], error: StoreError) {
+    fn refuse(&self, job: Accept, forwards: Vec<Forward>, error: StoreError) {
         let _ = job.reply.send(Err(error));
-        for forward in forwards.iter().filter(|forward| forward.slot.is_none()) {
-            self.outlet.wake(&forward.destination);
+        for Forward { destination, slot, .. } in forwards {
+            match slot {
+                Some(slot) => self.outlet.give_back(&destination, slot),
+                None => self.outlet.wake(&destination),
+            }
         }
     }
 }

@@ -24,7 +24,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// A connection may take as long, and waiting for one.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked.
+/// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked. What it says
+/// of its commits it keeps to, whatever its server is set to later.
 const SESSION: &str = "
     SET statement_timeout = '10s';
     SET lock_timeout = '9s';
@@ -32,7 +33,8 @@ const SESSION: &str = "
     SET default_transaction_isolation = 'read committed';
     SET work_mem = '32MB';
     SET jit = off;
-    SELECT current_setting('synchronous_commit'), current_setting('fsync'), pg_is_in_recovery(),
+    SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false), current_setting('fsync'),
+        pg_is_in_recovery(),
         current_setting('server_version_num'), current_setting('server_version')";
 
 /// What a session says about its server.
@@ -124,24 +126,56 @@ pub(super) fn pool(database: &Database, connections: usize) -> Result<Pool, Open
     pool.map_err(|error| OpenError::Database { database: database.shown(), reason: error.to_string() })
 }
 
-/// Does something on a connection. One on which nothing is heard for too long is given up, since nobody knows what is
-/// still to come on it.
+/// A connection that somebody works on. Unless that comes to its end, also because nobody waits for it any more, the
+/// connection is given up: nobody knows what is still to come on it, and a transaction may be open.
+struct Lent(Option<Arc<Object>>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take().and_then(Arc::into_inner) {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// Does something on a connection. One on which nothing is heard for too long is given up.
 pub(super) async fn on<T, E, F>(pool: &Pool, work: impl FnOnce(Arc<Object>) -> F) -> Result<T, Trouble>
 where
     F: Future<Output = Result<T, E>>,
     Trouble: From<E>,
 {
     let connection = Arc::new(pool.get().await?);
-    let done = match timeout(SILENCE_MAX, work(Arc::clone(&connection))).await {
+    let mut lent = Lent(Some(Arc::clone(&connection)));
+    let done = match timeout(SILENCE_MAX, work(connection)).await {
         Ok(done) => done.map_err(Trouble::from),
         Err(_) => Err(Trouble::Gone(format!("nothing was heard for {} s", SILENCE_MAX.as_secs()))),
     };
-    if let Err(Trouble::Gone(_)) = done
-        && let Some(connection) = Arc::into_inner(connection)
-    {
-        drop(Object::take(connection));
+    if !matches!(done, Err(Trouble::Gone(_))) {
+        lent.0 = None;
     }
     done
+}
+
+/// The same in a transaction, of which nothing stays when the work fails.
+pub(super) async fn transaction<T, E, F>(
+    pool: &Pool,
+    work: impl FnOnce(Arc<Object>) -> F,
+) -> Result<T, Trouble>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<Trouble>,
+{
+    on(pool, |client| async move {
+        // Both leave at once.
+        let (begun, done) = tokio::join!(biased; client.batch_execute("BEGIN"), work(Arc::clone(&client)));
+        let done = done.map_err(Into::into);
+        let ended = client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        begun?;
+        let done = done?;
+        ended?;
+        Ok::<_, Trouble>(done)
+    })
+    .await
 }
 
 const _: () = assert!(STATEMENT_MAX.as_secs() < SILENCE_MAX.as_secs());

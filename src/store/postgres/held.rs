@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::id::Id;
 
-/// Forwards that are in flight here.
+/// Attempts that are under way here: an earlier one of the same forward says nothing of a later one.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<HashSet<(Id, Arc<str>)>>);
+pub(super) struct Held(Mutex<HashSet<(Id, Arc<str>, u32)>>);
 
 impl Held {
-    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>) {
-        self.lock().insert((delivery, Arc::clone(destination)));
+    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>, attempt: u32) {
+        self.lock().insert((delivery, Arc::clone(destination), attempt));
     }
 
-    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>) {
-        self.lock().remove(&(delivery, Arc::clone(destination)));
+    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>, attempt: u32) {
+        self.lock().remove(&(delivery, Arc::clone(destination), attempt));
     }
 
-    pub(super) fn has(&self, delivery: Id, destination: &str) -> bool {
-        self.lock().contains(&(delivery, Arc::from(destination)))
+    pub(super) fn has(&self, delivery: Id, destination: &str, attempt: u32) -> bool {
+        self.lock().contains(&(delivery, Arc::from(destination), attempt))
     }
 
     /// Nothing that holds it can panic half-way.
-    fn lock(&self) -> MutexGuard<'_, HashSet<(Id, Arc<str>)>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<(Id, Arc<str>, u32)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,9 @@
 //! Leasing forwards: taken, counted and read in one statement, past whatever other gateways are taking at the moment.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
@@ -20,19 +20,23 @@ use crate::store::sqlite::{DepthChange, Entry};
 /// Bytes of bodies in one lease, beyond which it is cut short: a lane's window must not fill the memory.
 pub(super) const BYTES_MAX: i64 = 16 << 20;
 
+/// What is due, locked, with the bytes of those before it.
+const DUE: &str = "
+    WITH due AS MATERIALIZED (
+        SELECT delivery, due_at FROM countersign.forward
+        WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
+        ORDER BY due_at, delivery LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    ), sized AS (
+        SELECT due.delivery, due.due_at, sum(coalesce(octet_length(d.body), 0))
+            OVER (ORDER BY due.due_at, due.delivery) - coalesce(octet_length(d.body), 0) AS before
+        FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
+    )";
+
 /// Of destinations without an order. What a forward waited since it was due, it waited for its lane, or for a gateway.
 fn lease_sql() -> String {
     format!(
-        "WITH due AS MATERIALIZED (
-             SELECT delivery, due_at FROM countersign.forward
-             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
-             ORDER BY due_at, delivery LIMIT $3
-             FOR UPDATE SKIP LOCKED
-         ), sized AS (
-             SELECT due.delivery, due.due_at, sum(coalesce(octet_length(d.body), 0))
-                 OVER (ORDER BY due.due_at, due.delivery) - coalesce(octet_length(d.body), 0) AS before
-             FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
-         ), taken AS (
+        "{DUE}, taken AS (
              UPDATE countersign.forward f
              SET state = 'in_flight', attempts = f.attempts + 1, waited = f.waited + $2 - f.due_at, due_at = $2,
                  held_by = $4, held_since = clock_timestamp()
@@ -46,17 +50,12 @@ fn lease_sql() -> String {
     )
 }
 
-/// What is due, locked, of a destination with an order.
+/// Of a destination with an order: what there may be a turn of.
 pub(super) fn due_sql() -> String {
     format!(
-        "WITH due AS MATERIALIZED (
-             SELECT delivery, due_at FROM countersign.forward
-             WHERE destination = $1 AND state = 'waiting' AND due_at <= $2
-             ORDER BY due_at, delivery LIMIT $3
-             FOR UPDATE SKIP LOCKED
-         )
-         SELECT due.delivery, {COLUMNS} FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
-         ORDER BY due.due_at, due.delivery"
+        "{DUE}
+         SELECT s.delivery, {COLUMNS} FROM sized s LEFT JOIN countersign.delivery d ON d.id = s.delivery
+         WHERE s.before < {BYTES_MAX} ORDER BY s.due_at, s.delivery"
     )
 }
 
@@ -100,15 +99,6 @@ pub(super) fn decode(row: &Row, first: usize) -> Result<Result<Delivery, String>
     })
 }
 
-/// Ends a transaction, whichever way it has gone.
-pub(super) async fn end<T, E: From<Error>>(client: &Object, done: Result<T, E>) -> Result<T, E> {
-    let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await;
-    let done = done?;
-    ended?;
-    Ok(done)
-}
-
 impl Inner {
     pub(super) async fn lease(
         &self,
@@ -133,7 +123,7 @@ impl Inner {
             }
         };
         for lease in &leases {
-            self.held.add(lease.delivery.id, &destination);
+            self.held.add(lease.delivery.id, &destination, lease.attempt);
         }
         for (id, what) in damaged {
             self.set_aside(id, &destination, &what, now).await;
@@ -147,23 +137,25 @@ impl Inner {
         tracing::error!(delivery = %id, %destination, error = what, "corrupt row set aside");
         let _changing = self.activity.begin();
         let at = now.as_millisecond();
-        let done = match self.query(SET_ASIDE, &[&uuid(id), &&**destination, &self.id, &at]).await {
-            Ok(rows) => {
-                if let Some(since) = rows.first().and_then(|row| row.try_get(0).ok()).map(from_milliseconds) {
-                    let pending = Some((since, -1));
-                    let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
-                    self.depths.apply(vec![change]);
-                    Entry::Dead.count(destination, &self.metrics);
-                }
-                match self.outlet.order(destination).filter(|order| !order.parks()) {
-                    Some(order) => self.end_turn(&order, destination, &[id]).await,
-                    None => Ok(()),
+        let done = connect::transaction(&self.pool, |client| async move {
+            let set_aside = client.prepare_cached(SET_ASIDE).await?;
+            let row = client.query_opt(&set_aside, &[&uuid(id), &&**destination, &self.id, &at]).await?;
+            let Some(since) = row.map(|row| row.try_get(0)).transpose()? else { return Ok(None) };
+            let released = self.end_turns(&client, iter::once((id, destination, true))).await?;
+            Ok::<_, Error>(Some((from_milliseconds(since), released)))
+        });
+        match done.await {
+            Ok(Some((since, released))) => {
+                let pending = Some((since, -1));
+                let change = DepthChange { destination: Arc::clone(destination), pending, dead: 1 };
+                self.depths.apply(vec![change]);
+                Entry::Dead.count(destination, &self.metrics);
+                for destination in released {
+                    self.outlet.wake(&destination);
                 }
             }
-            Err(trouble) => Err(trouble),
-        };
-        if let Err(trouble) = done {
-            tracing::warn!(delivery = %id, ?trouble, "corrupt row not set aside");
+            Ok(None) => {}
+            Err(trouble) => tracing::warn!(delivery = %id, ?trouble, "corrupt row not set aside"),
         }
     }
 

@@ -168,6 +168,12 @@ struct Chunk {
     rest: Option<Candidates>,
 }
 
+/// Those of a chunk that match, and the first that there were no bytes left for.
+struct Judged {
+    found: Vec<Listed>,
+    end: Option<Id>,
+}
+
 impl Walk<'_> {
     async fn page<T>(&self, keep: impl Fn(Listed, &mut Vec<T>)) -> Result<Page<T>, Trouble> {
         let mut claimed = self.inner.claimed(self.filter).await?;
@@ -205,14 +211,11 @@ impl Walk<'_> {
             }
             let Chunk { looked_at, rest } = self.fetch(these).await?;
             let ids: Vec<Id> = looked_at.iter().map(|(id, _)| *id).collect();
-            let mut found: HashMap<Id, Listed> = self
-                .judge(looked_at, &mut bytes)
-                .await?
-                .into_iter()
-                .map(|listed| (listed.id, listed))
-                .collect();
+            let Judged { found, end } = self.judge(looked_at, &mut bytes).await?;
+            let mut found: HashMap<Id, Listed> =
+                found.into_iter().map(|listed| (listed.id, listed)).collect();
             for id in ids {
-                if page.found.len() >= self.limit || rows >= ROWS_MAX || bytes >= BYTES_MAX && rows > 0 {
+                if page.found.len() >= self.limit || rows >= ROWS_MAX || end == Some(id) {
                     page.next = last;
                     return Ok(page);
                 }
@@ -263,12 +266,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Those that match. Adds what was read of their bodies to `bytes`.
-    async fn judge(
-        &self,
-        looked_at: Vec<(Id, Option<Summary>)>,
-        bytes: &mut u64,
-    ) -> Result<Vec<Listed>, Trouble> {
+    /// Those that match, for as long as there are bytes to read of their bodies. Adds what was read to `bytes`.
+    async fn judge(&self, looked_at: Vec<(Id, Option<Summary>)>, bytes: &mut u64) -> Result<Judged, Trouble> {
         let likely: Vec<_> =
             looked_at.into_iter().filter(|(_, summary)| self.fits(summary.as_ref())).collect();
         let ids: Vec<Uuid> = likely.iter().map(|(id, _)| uuid(*id)).collect();
@@ -288,23 +287,27 @@ impl Walk<'_> {
                 found.push(Listed { id, summary, forwards });
             }
         }
-        let Some(wanted) = &self.filter.text else { return Ok(found) };
+        let Some(wanted) = &self.filter.text else { return Ok(Judged { found, end: None }) };
         let is_named = |listed: &Listed| {
             let known = listed.summary.as_ref();
             let names = known.map(|known| [&known.delivery_id, &known.event]);
             names.into_iter().flatten().flatten().any(|name| name.contains(&*text(wanted)))
         };
-        let (named, others): (Vec<_>, Vec<_>) = found.into_iter().partition(is_named);
-        *bytes += others.iter().filter_map(|listed| Some(listed.summary.as_ref()?.body_bytes)).sum::<u64>();
-        let ids: Vec<Uuid> = others.iter().map(|listed| uuid(listed.id)).collect();
+        let (mut searched, mut end) = (Vec::new(), None);
+        for listed in found.iter().filter(|listed| !is_named(listed)) {
+            if *bytes >= BYTES_MAX {
+                end = Some(listed.id);
+                break;
+            }
+            *bytes += listed.summary.as_ref().map_or(0, |known| known.body_bytes);
+            searched.push(uuid(listed.id));
+        }
         let mut with_text = HashSet::new();
-        for row in self.inner.query(WITH_TEXT, &[&ids, &wanted.as_bytes()]).await? {
+        for row in self.inner.query(WITH_TEXT, &[&searched, &wanted.as_bytes()]).await? {
             with_text.insert(row::id(row.try_get(0)?));
         }
-        Ok(named
-            .into_iter()
-            .chain(others.into_iter().filter(|listed| with_text.contains(&listed.id)))
-            .collect())
+        found.retain(|listed| is_named(listed) || with_text.contains(&listed.id));
+        Ok(Judged { found, end })
     }
 
     /// Whether what is known of a delivery itself is what is wanted.

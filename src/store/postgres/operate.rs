@@ -1,17 +1,17 @@
 //! What operators change, many forwards in one statement. Whatever is under way at the same moment waits for the rows, and
 //! then finds them changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::Inner;
 use super::error::Trouble;
 use super::row::{self, uuid};
-use crate::clock::{Moment, from_milliseconds};
+use super::{Inner, connect};
+use crate::clock::{Moment, Timestamp, from_milliseconds};
 use crate::forward::State;
-use crate::id::Id;
 use crate::store::operators::{Change, Target};
 use crate::store::sqlite::{DepthChange, Entry};
 
@@ -59,21 +59,25 @@ impl Inner {
             Change::Cancel | Change::Purge => at.wall,
         };
         let time = time.as_millisecond();
-        let (sql, mut tries) = (sql(change), 0);
+        let (sql, mut tries) = (&sql(change), 0);
+        let (ids, destinations, fitting) = (&ids, &destinations, &fitting);
         let changing = self.activity.begin();
-        let rows = loop {
+        let (mut found, released) = loop {
             tries += 1;
-            match self.query(&sql, &[&ids, &destinations, &fitting, &time]).await {
+            let done = connect::transaction(&self.pool, |client| async move {
+                let statement = client.prepare_cached(sql).await?;
+                let rows = client.query(&statement, &[ids, destinations, fitting, &time]).await?;
+                let found = rows.iter().map(changed).collect::<Result<HashMap<_, _>, _>>()?;
+                let over = found.keys().filter(|_| change != Change::Requeue);
+                let over = over.map(|(id, destination)| (*id, destination, false));
+                let released = self.end_turns(&client, over).await?;
+                Ok::<_, Trouble>((found, released))
+            });
+            match done.await {
                 Err(Trouble::Again(_)) if tries < TRIES => {}
                 done => break done?,
             }
         };
-        let mut found = HashMap::new();
-        for row in &rows {
-            let target: Target = (row::id(row.try_get(0)?), Arc::from(row.try_get::<_, &str>(1)?));
-            let was = State::of_label(row.try_get(2)?);
-            found.insert(target, (was, from_milliseconds(row.try_get(3)?)));
-        }
         let mut changes = Vec::new();
         let mut changed = Vec::new();
         for target in targets {
@@ -98,28 +102,17 @@ impl Inner {
         }
         self.depths.apply(changes);
         drop(changing);
-        match change {
-            Change::Requeue => {
-                for (_, destination) in &changed {
-                    self.outlet.wake(destination);
-                }
-            }
-            Change::Cancel | Change::Purge => self.end_turns(&changed).await?,
+        let requeued =
+            changed.iter().filter(|_| change == Change::Requeue).map(|(_, destination)| destination);
+        for destination in requeued.chain(&released) {
+            self.outlet.wake(destination);
         }
         Ok(changed)
     }
+}
 
-    /// Of those that are over by an operator's doing. What fails here is made up for when the lane is arranged next.
-    async fn end_turns(&self, changed: &[Target]) -> Result<(), Trouble> {
-        let mut ended: BTreeMap<Arc<str>, Vec<Id>> = BTreeMap::new();
-        for (id, destination) in changed {
-            ended.entry(Arc::clone(destination)).or_default().push(*id);
-        }
-        for (destination, ids) in ended {
-            if let Some(order) = self.outlet.order(&destination) {
-                self.end_turn(&order, &destination, &ids).await?;
-            }
-        }
-        Ok(())
-    }
+/// What has been changed, what it was, and since when it had been pending.
+fn changed(row: &Row) -> Result<(Target, (Option<State>, Timestamp)), tokio_postgres::Error> {
+    let target: Target = (row::id(row.try_get(0)?), Arc::from(row.try_get::<_, &str>(1)?));
+    Ok((target, (State::of_label(row.try_get(2)?), from_milliseconds(row.try_get(3)?))))
 }

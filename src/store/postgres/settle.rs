@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use super::batch::Job;
 use super::error::Trouble;
 use super::row::{text, uuid};
-use super::{Inner, connect, lease, order};
+use super::{Inner, connect};
 use crate::clock::{Timestamp, from_milliseconds, later};
 use crate::dedup::Key;
-use crate::forward::{Order, Progress};
+use crate::forward::Progress;
 use crate::store::sqlite::{DepthChange, Entry};
 use crate::store::{Settlement, StoreError};
 
@@ -38,7 +38,9 @@ const SETTLE: &str = "
         FROM settled s JOIN ended e ON e.n = s.n
         WHERE e.outcome IS NOT NULL AND NOT (e.state = 'delivered' AND e.attempt = 1 AND NOT s.replay)
     )
-    SELECT n, pending_since FROM settled";
+    SELECT s.n, s.pending_since, EXISTS (
+        SELECT 1 FROM countersign.ordered o WHERE o.delivery = e.delivery AND o.destination = e.destination)
+    FROM settled s JOIN ended e ON e.n = s.n";
 
 /// An end that waits to be written.
 pub(super) struct Settle {
@@ -62,8 +64,7 @@ impl Inner {
         let changing = self.activity.begin();
         let settled = loop {
             let (inner, jobs) = (&self, &jobs);
-            let done = connect::on(&self.pool, |client| async move { inner.write(&client, jobs).await });
-            match done.await {
+            match inner.write(jobs).await {
                 Err(Trouble::Again(_)) => {}
                 done => break done,
             }
@@ -76,7 +77,7 @@ impl Inner {
                 }
                 for (n, job) in jobs.iter().enumerate() {
                     let settlement = &job.settlement;
-                    self.held.remove(settlement.id, &settlement.destination);
+                    self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
                     let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
                         continue;
                     };
@@ -107,7 +108,7 @@ impl Inner {
                 for Settle { settlement, reply } in jobs {
                     if final_ {
                         // Nobody tries that again: whoever looks next finds that nobody has it.
-                        self.held.remove(settlement.id, &settlement.destination);
+                        self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
                     }
                     let _ = reply.send(Err(error.clone()));
                 }
@@ -122,39 +123,17 @@ impl Inner {
     /// Writes them, and has the turn of those come that waited for one that is over: of these lanes.
     async fn write(
         &self,
-        client: &Object,
         jobs: &[Settle],
     ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
-        let orders: Vec<_> = jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
-        if orders.iter().all(Option::is_none) {
-            return Ok((send(client, jobs, self.id).await?, BTreeSet::new()));
-        }
-        client.batch_execute("BEGIN").await?;
-        let done = async {
-            let since = send(client, jobs, self.id).await?;
-            let mut released = BTreeSet::new();
-            for (n, (job, order)) in jobs.iter().zip(&orders).enumerate() {
-                let Settlement { id, destination, .. } = &job.settlement;
-                if let Some(order) = order.as_deref().filter(|_| since.contains_key(&n))
-                    && order::ended(client, order, destination, &[*id]).await? > 0
-                {
-                    released.insert(Arc::clone(destination));
-                }
-            }
-            Ok::<_, Trouble>((since, released))
-        };
-        let done = done.await;
-        lease::end(client, done).await
-    }
-
-    /// The order in which others may wait for this one to be over; `None` when none does.
-    fn turn_of(&self, settlement: &Settlement) -> Option<Arc<Order>> {
-        let order = self.outlet.order(&settlement.destination)?;
-        match settlement.next {
-            Progress::Delivered | Progress::Cancelled => Some(order),
-            Progress::Dead => (!order.parks()).then_some(order),
-            Progress::Waiting { .. } | Progress::InFlight { .. } => None,
-        }
+        connect::transaction(&self.pool, |client| async move {
+            let (since, placed) = send(&client, jobs, self.id).await?;
+            let over = placed.into_iter().filter_map(|n| {
+                let Settlement { id, destination, next, .. } = &jobs.get(n)?.settlement;
+                entry(*next).map(|_| (*id, destination, *next == Progress::Dead))
+            });
+            Ok::<_, Trouble>((since, self.end_turns(&client, over).await?))
+        })
+        .await
     }
 }
 
@@ -177,12 +156,13 @@ fn change(settlement: &Settlement, since: Timestamp) -> Option<DepthChange> {
     Some(DepthChange { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
 }
 
-/// Since when those have been pending that were settled, by their place among the jobs.
+/// Since when those have been pending that were settled, by their place among the jobs; and those that have a place in a
+/// destination's order.
 async fn send(
     client: &Object,
     jobs: &[Settle],
     holder: uuid::Uuid,
-) -> Result<HashMap<usize, Timestamp>, Trouble> {
+) -> Result<(HashMap<usize, Timestamp>, Vec<usize>), Trouble> {
     let statement = client.prepare_cached(SETTLE).await?;
     let settlements: Vec<&Settlement> = jobs.iter().map(|job| &job.settlement).collect();
     let records: Vec<_> = settlements.iter().map(|settlement| settlement.record.as_ref()).collect();
@@ -244,11 +224,15 @@ async fn send(
             ],
         )
         .await?;
-    let place = |row: &tokio_postgres::Row| {
-        let n: i64 = row.try_get(0)?;
-        Ok((usize::try_from(n - 1).unwrap_or(usize::MAX), from_milliseconds(row.try_get(1)?)))
-    };
-    rows.iter().map(place).collect()
+    let (mut since, mut placed) = (HashMap::new(), Vec::new());
+    for row in &rows {
+        let n = usize::try_from(row.try_get::<_, i64>(0)? - 1).unwrap_or(usize::MAX);
+        since.insert(n, from_milliseconds(row.try_get(1)?));
+        if row.try_get(2)? {
+            placed.push(n);
+        }
+    }
+    Ok((since, placed))
 }
 
 fn signed(count: u32) -> i32 {

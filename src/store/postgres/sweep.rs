@@ -73,12 +73,8 @@ impl Inner {
         let start = Position { settled_at: i64::MIN, delivery: Uuid::nil(), destination: String::new() };
         let mut stage = Some(Stage::Settled(start));
         while let Some(now) = stage {
-            let step = connect::on(&self.pool, |client| async move {
-                client.batch_execute("BEGIN").await?;
-                let done = step(&client, &now, before, expired).await;
-                // Also what failed is ended here, or the connection would stay in it.
-                client.batch_execute("COMMIT").await?;
-                done
+            let step = connect::transaction(&self.pool, |client| async move {
+                step(&client, &now, before, expired).await
             });
             let (swept, next) = step.await?;
             total.deliveries += swept.deliveries;

@@ -32,7 +32,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 const RENEW_SQL: &str = "
     INSERT INTO countersign.gateway (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 ms')
-    ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at";
+    ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at
+    RETURNING current_setting('fsync')";
 /// In flight of a gateway that is not alive. Their attempts stay counted.
 const TAKE_OVER: &str = "
     WITH left_behind AS MATERIALIZED (
@@ -49,11 +50,11 @@ const FORGET: &str = "
         AND NOT EXISTS (SELECT 1 FROM countersign.forward f WHERE f.state = 'in_flight' AND f.held_by = g.id)";
 /// Held for longer than any statement may take.
 const HELD_LONG: &str = "
-    SELECT delivery, destination FROM countersign.forward
+    SELECT delivery, destination, attempts FROM countersign.forward
     WHERE state = 'in_flight' AND held_by = $1 AND held_since < clock_timestamp() - interval '15 s'";
 const GIVE_BACK: &str = "
     UPDATE countersign.forward SET state = 'waiting', held_by = NULL, held_since = NULL
-    WHERE delivery = $1 AND destination = $2 AND state = 'in_flight' AND held_by = $3";
+    WHERE delivery = $1 AND destination = $2 AND state = 'in_flight' AND held_by = $3 AND attempts = $4";
 pub(super) const GIVE_ALL_BACK: &str = "
     WITH given AS (
         UPDATE countersign.forward SET state = 'waiting', held_by = NULL, held_since = NULL
@@ -173,7 +174,11 @@ impl Upkeep {
             let renewed = Instant::now();
             let lease_ms = LEASE.as_millis() as f64;
             let renew = client.prepare_cached(RENEW_SQL).await?;
-            client.execute(&renew, &[&inner.id, &inner.name, &lease_ms]).await?;
+            let fsync = client.query_one(&renew, &[&inner.id, &inner.name, &lease_ms]).await?;
+            if fsync.try_get::<_, &str>(0)? != "on" {
+                // No session can keep to that; the next one is told what to do about it.
+                return Err(Trouble::Gone("its fsync has been turned off".to_owned()));
+            }
             inner.renewed(renewed);
             self.renew_at = now + RENEW;
             self.give_back(client).await?;
@@ -196,12 +201,13 @@ impl Upkeep {
     async fn give_back(&self, client: &Object) -> Result<(), Trouble> {
         let held = client.prepare_cached(HELD_LONG).await?;
         for row in client.query(&held, &[&self.inner.id]).await? {
-            let (delivery, destination): (Uuid, &str) = (row.try_get(0)?, row.try_get(1)?);
-            if self.inner.held.has(row::id(delivery), destination) {
+            let (delivery, destination, attempt): (Uuid, &str, i32) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            if self.inner.held.has(row::id(delivery), destination, attempt.unsigned_abs()) {
                 continue;
             }
             let give_back = client.prepare_cached(GIVE_BACK).await?;
-            if client.execute(&give_back, &[&delivery, &destination, &self.inner.id]).await? > 0 {
+            if client.execute(&give_back, &[&delivery, &destination, &self.inner.id, &attempt]).await? > 0 {
                 tracing::info!(%delivery, destination, "the answer to a lease was lost; the forward waits again");
                 self.inner.outlet.wake(destination);
             }

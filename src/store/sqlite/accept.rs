@@ -20,24 +20,39 @@ pub(super) struct Accept {
     pub(super) arrival: Arrival,
     pub(super) prepared: Prepared,
     /// Of destinations with an order.
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Vec<OrderKey>,
 }
 
 /// What its delivery's key is in a destination's order.
-pub(super) struct Key {
+pub(in crate::store) struct OrderKey {
     destination: Arc<str>,
     order: Arc<Order>,
     key: String,
 }
 
-/// The keys of an arrival: bodies are not read by the writer.
-pub(super) fn keys(arrival: &Arrival, outlet: &dyn Outlet) -> Vec<Key> {
+/// The keys of an arrival: bodies are not read by whoever commits many.
+pub(in crate::store) fn order_keys(arrival: &Arrival, outlet: &dyn Outlet) -> Vec<OrderKey> {
     let key = |destination: &Arc<str>| {
         let order = outlet.order(destination)?;
         let key = order.key(arrival.verified.delivery());
-        Some(Key { destination: Arc::clone(destination), order, key })
+        Some(OrderKey { destination: Arc::clone(destination), order, key })
     };
     arrival.destinations.iter().filter_map(key).collect()
+}
+
+/// The key of an arrival in an order. It is one of those that were read before, unless a reload has changed the order
+/// meanwhile.
+pub(in crate::store) fn order_key<'a>(
+    keys: &'a [OrderKey],
+    arrival: &Arrival,
+    destination: &str,
+    order: &Arc<Order>,
+) -> Cow<'a, str> {
+    let known = keys.iter().find(|known| *known.destination == *destination && known.order == *order);
+    match known {
+        Some(known) => Cow::Borrowed(&known.key),
+        None => Cow::Owned(order.key(arrival.verified.delivery())),
+    }
 }
 
 impl Work for Accept {
@@ -95,14 +110,9 @@ impl Accept {
         effects: &Effects<'_>,
     ) -> rusqlite::Result<bool> {
         let Some(order) = effects.outlet.order(destination) else { return Ok(true) };
-        let delivery = self.arrival.verified.delivery();
-        let known = self.keys.iter().find(|known| known.destination == *destination && known.order == order);
-        let key = match known {
-            Some(known) => Cow::Borrowed(&known.key),
-            // A reload has changed the order meanwhile.
-            None => Cow::Owned(order.key(delivery)),
-        };
-        order::enqueue(transaction, destination, &key, delivery.id, self.arrival.at.wall)
+        let key = order_key(&self.keys, &self.arrival, destination, &order);
+        let id = self.arrival.verified.delivery().id;
+        order::enqueue(transaction, destination, &key, id, self.arrival.at.wall)
     }
 
     /// Stores the forward as in flight when it is its turn and its lane has a place for it, so that the lane need not read
