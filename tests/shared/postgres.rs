@@ -67,8 +67,18 @@ impl Server {
         })
     }
 
+    /// A new one that repeats what this one does.
+    pub(crate) fn standby(&self) -> Self {
+        Self::start_over(&[], |data| {
+            run(as_postgres(&binary("pg_basebackup"))
+                .args(["-R", "-c", "fast", "-X", "stream", "-U", "countersign", "-h", "127.0.0.1"])
+                .args(["-p", &self.port.to_string(), "-D"])
+                .arg(data));
+        })
+    }
+
     /// The same over a data directory that `fill` makes.
-    pub(crate) fn start_over(settings: &[&str], fill: impl FnOnce(&Path)) -> Self {
+    fn start_over(settings: &[&str], fill: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().unwrap().keep();
         let janitor = Command::new("sh")
             .args(["-c", JANITOR, "janitor"])
@@ -177,7 +187,7 @@ pub(crate) fn as_postgres(program: &Path) -> Command {
 }
 
 /// User and group to run as, where we are root.
-fn postgres_user() -> Option<(u32, u32)> {
+pub(crate) fn postgres_user() -> Option<(u32, u32)> {
     let id = |flag| {
         let output = Command::new("id").args([flag, "postgres"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().parse().ok()
