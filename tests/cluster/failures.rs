@@ -173,3 +173,27 @@ fn a_slow_way_to_the_database_delays_no_answer() {
     });
     judge(&url, &backend, &acknowledged);
 }
+
+/// Whatever does not fit is refused as our fault, and taken when there is room again.
+#[test]
+fn a_database_whose_disk_is_full_refuses_and_recovers_by_itself() {
+    let Some(server) = Server::on_a_small_disk() else {
+        println!("skipped: no disk can be mounted here");
+        return;
+    };
+    let (url, backend) = (server.database(), Backend::accepting());
+    let gateways = [gateway(&url, &backend), gateway(&url, &backend)];
+    let reason = "countersign_ingest_rejections_total{reason=\"disk_full\",source=\"github\"}";
+    let refused = || gateways.iter().map(|gateway| gateway.metric(reason).unwrap_or(0.0)).sum::<f64>();
+    let acknowledged = under_load(&gateways.each_ref(), |count| {
+        for _ in 0..soak(2, 20) {
+            go_on(count, 20);
+            let before = refused();
+            server.fill_disk();
+            eventually("deliveries are refused", || refused() >= before + 10.0);
+            server.free_disk();
+            go_on(count, 20);
+        }
+    });
+    judge(&url, &backend, &acknowledged);
+}
