@@ -14,15 +14,23 @@ mod sender;
 #[path = "shared/postgres.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/reliability, which uses all of it")]
+#[path = "shared/soak.rs"]
+mod soak;
+#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/support.rs"]
 mod support;
 
+#[path = "cluster/failover.rs"]
+mod failover;
 #[path = "cluster/failures.rs"]
 mod failures;
 #[path = "cluster/group.rs"]
 mod group;
 #[path = "cluster/line.rs"]
 mod line;
+#[path = "cluster/load.rs"]
+mod load;
 #[path = "cluster/once.rs"]
 mod once;
 #[path = "cluster/skew.rs"]
@@ -31,3 +39,5 @@ mod skew;
 mod start;
 #[path = "cluster/takeover.rs"]
 mod takeover;
+#[path = "cluster/tls.rs"]
+mod tls;

@@ -1,77 +1,18 @@
 //! When the database, a connection to it or a gateway fails, nothing that was acknowledged is lost, nothing is accepted twice,
 //! and nobody has to do anything for it to go on.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::backend::Backend;
-use crate::group::{gateway, send, stored};
+use crate::group::{gateway, send};
 use crate::line::Line;
+use crate::load::{go_on, judge, under_load};
 use crate::server::{Server, query};
-use crate::support::{Gateway, eventually};
-
-/// What senders have got a 2xx for.
-type Acknowledged = Mutex<BTreeSet<String>>;
-
-/// Sends to these gateways in turn, as four providers do that try again elsewhere, while `disturb` does its worst.
-fn under_load(gateways: &[&Gateway], disturb: impl FnOnce(&AtomicUsize)) -> BTreeSet<String> {
-    let acknowledged = Acknowledged::default();
-    let (stop, number, count) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let n = number.fetch_add(1, Ordering::Relaxed);
-                    let id = format!("d-{n:05}");
-                    for gateway in gateways.iter().cycle().skip(n).take(gateways.len()) {
-                        match crate::group::post(&id).try_send(gateway.listen) {
-                            Some(answer) if answer.status == 200 => {
-                                acknowledged.lock().unwrap().insert(id.clone());
-                                count.fetch_add(1, Ordering::Relaxed);
-                                break;
-                            }
-                            Some(answer) => {
-                                assert_eq!(answer.status, 503);
-                                assert!(answer.header("retry-after").is_some());
-                            }
-                            None => {}
-                        }
-                    }
-                }
-            });
-        }
-        disturb(&count);
-        stop.store(true, Ordering::Relaxed);
-    });
-    acknowledged.into_inner().unwrap()
-}
-
-/// Waits until so many more have been acknowledged.
-fn go_on(count: &AtomicUsize, more: usize) {
-    let until = count.load(Ordering::Relaxed) + more;
-    eventually("deliveries are accepted", || count.load(Ordering::Relaxed) >= until);
-}
-
-/// Acknowledged ⊆ stored, each stored once, and each forwarded.
-fn judge(url: &str, backend: &Backend, acknowledged: &BTreeSet<String>) {
-    let stored = stored(url);
-    let known: BTreeSet<String> = stored.iter().cloned().collect();
-    assert_eq!(known.len(), stored.len(), "one is stored twice");
-    let lost: Vec<_> = acknowledged.difference(&known).collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    eventually("everything is forwarded", || {
-        query(url, "SELECT count(*) FROM countersign.forward WHERE state <> 'delivered'") == "0"
-    });
-    let got = backend.got();
-    let forwarded: BTreeSet<String> =
-        got.iter().map(|got| got.header("countersign-delivery-id").unwrap().to_owned()).collect();
-    assert_eq!(forwarded, known);
-}
+use crate::soak::soak;
+use crate::support::eventually;
 
 #[test]
 fn one_of_three_gateways_is_killed_under_load() {
@@ -137,8 +78,7 @@ fn a_primary_that_crashes_is_a_503_until_it_is_back() {
 fn a_database_that_falls_silent_is_a_503_in_time() {
     let (url, backend) = (Server::shared().database(), Backend::accepting());
     let line = Line::to(Server::shared().port());
-    let through = url.replace(&format!("127.0.0.1:{}", Server::shared().port()), &line.address.to_string());
-    let gateway = gateway(&through, &backend);
+    let gateway = gateway(&line.instead_of(Server::shared().port(), &url), &backend);
     assert_eq!(send(&gateway, "d-1").status, 200);
     line.silence(true);
     let asked = Instant::now();
@@ -179,4 +119,81 @@ fn a_database_that_is_slow_is_a_503_at_the_deadline() {
     assert!(asked < Duration::from_secs(6), "the deadline is 2.5 s: {asked:?}");
     eventually("it accepts again", || send(&gateway, "d-2").status == 200);
     judge(&url, &backend, &["d-1", "d-2"].map(str::to_owned).into());
+}
+
+/// Nobody has to be told when it is over, and the database is not met by a crowd: meanwhile each gateway tries with one
+/// connection, whatever its senders do, and afterwards it opens what it had.
+#[test]
+fn a_long_outage_ends_by_itself_and_without_a_crowd() {
+    let outage = Duration::from_secs(soak(6, 30) as u64);
+    let (url, backend) = (Server::shared().database(), Backend::accepting());
+    let line = Line::to(Server::shared().port());
+    let through = line.instead_of(Server::shared().port(), &url);
+    let gateways = [gateway(&through, &backend), gateway(&through, &backend)];
+    let acknowledged = under_load(&gateways.each_ref(), |count| {
+        go_on(count, 20);
+        let before = line.opened();
+        line.silence(true);
+        for gateway in &gateways {
+            eventually("it is not ready", || gateway.admin_get("/readyz").0 == 503);
+        }
+        thread::sleep(outage);
+        line.silence(false);
+        go_on(count, 100);
+        // Ten each for work and one for the upkeep; of its tries there are at most two a second for each gateway.
+        let (opened, tries) = (line.opened() - before, 2 * (10 + 1) + 4 * outage.as_secs() as usize);
+        assert!(opened <= tries, "{opened} connections opened, {tries} allowed");
+        eventually("no more connections are left than there were", || {
+            let open = query(
+                &url,
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name = 'countersign'",
+            );
+            open.parse::<u32>().unwrap() <= 2 * (10 + 1)
+        });
+    });
+    judge(&url, &backend, &acknowledged);
+}
+
+/// Each statement takes seconds: whoever waits is told in time, and what was told to be stored is there once.
+#[test]
+fn a_slow_way_to_the_database_delays_no_answer() {
+    let (url, backend) = (Server::shared().database(), Backend::accepting());
+    let line = Line::to(Server::shared().port());
+    let through = line.instead_of(Server::shared().port(), &url);
+    let gateways = [gateway(&through, &backend), gateway(&through, &backend)];
+    let acknowledged = under_load(&gateways.each_ref(), |count| {
+        for delay in [400, 1_500, 3_000] {
+            go_on(count, 10);
+            line.delay(Duration::from_millis(delay));
+            thread::sleep(Duration::from_secs(soak(3, 20) as u64));
+            line.delay(Duration::ZERO);
+        }
+        go_on(count, 10);
+    });
+    judge(&url, &backend, &acknowledged);
+}
+
+/// Whatever does not fit is refused as our fault, and taken when there is room again.
+#[test]
+fn a_database_whose_disk_is_full_refuses_and_recovers_by_itself() {
+    let Some(server) = Server::on_a_small_disk() else {
+        println!("skipped: no disk can be mounted here");
+        return;
+    };
+    let (url, backend) = (server.database(), Backend::accepting());
+    let gateways = [gateway(&url, &backend), gateway(&url, &backend)];
+    let reason = "countersign_ingest_rejections_total{reason=\"disk_full\",source=\"github\"}";
+    let refused = || gateways.iter().map(|gateway| gateway.metric(reason).unwrap_or(0.0)).sum::<f64>();
+    let acknowledged = under_load(&gateways.each_ref(), |count| {
+        for _ in 0..soak(2, 20) {
+            go_on(count, 20);
+            let before = refused();
+            server.fill_disk();
+            eventually("deliveries are refused", || refused() >= before + 10.0);
+            server.free_disk();
+            go_on(count, 20);
+        }
+    });
+    judge(&url, &backend, &acknowledged);
 }

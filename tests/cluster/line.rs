@@ -1,9 +1,11 @@
-//! The way to a server: a proxy that can fall silent, as a network does that loses everything and says nothing.
+//! The way to a server: a proxy that can fall silent, as a network does that loses everything and says nothing, or be slow.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// Passes on what comes while it is open.
 pub(crate) struct Line {
@@ -13,8 +15,15 @@ pub(crate) struct Line {
 
 #[derive(Default)]
 struct Gate {
-    silent: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
+    opened: AtomicUsize,
+}
+
+#[derive(Default, Clone, Copy)]
+struct State {
+    silent: bool,
+    delay: Duration,
 }
 
 impl Line {
@@ -25,6 +34,7 @@ impl Line {
         let passing = Arc::clone(&gate);
         thread::spawn(move || {
             for client in listener.incoming() {
+                passing.opened.fetch_add(1, Ordering::Relaxed);
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", port))) else {
                     continue;
                 };
@@ -38,18 +48,41 @@ impl Line {
         Self { address, gate }
     }
 
+    /// The URL of a server's that leads over this line.
+    pub(crate) fn instead_of(&self, port: u16, url: &str) -> String {
+        url.replace(&format!("127.0.0.1:{port}"), &self.address.to_string())
+    }
+
     /// From now on nothing comes through, either way; connections stay.
     pub(crate) fn silence(&self, silent: bool) {
-        *self.gate.silent.lock().unwrap() = silent;
-        self.gate.changed.notify_all();
+        self.gate.set(|state| state.silent = silent);
+    }
+
+    /// From now on everything comes through so much later, either way.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.gate.set(|state| state.delay = delay);
+    }
+
+    /// How many connections have been made so far.
+    pub(crate) fn opened(&self) -> usize {
+        self.gate.opened.load(Ordering::Relaxed)
+    }
+}
+
+impl Gate {
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
     }
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
     let mut buffer = [0; 16_384];
     while let Ok(read) = from.read(&mut buffer) {
-        let held = gate.silent.lock().unwrap();
-        drop(gate.changed.wait_while(held, |silent| *silent).unwrap());
+        let delay = gate.state.lock().unwrap().delay;
+        thread::sleep(delay);
+        let held = gate.state.lock().unwrap();
+        drop(gate.changed.wait_while(held, |state| state.silent).unwrap());
         if read == 0 || to.write_all(&buffer[..read]).is_err() {
             break;
         }

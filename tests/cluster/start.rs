@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::group::{SHARED, gateway, send};
 use crate::sender::every_provider;
-use crate::server::{Server, as_postgres, binary, free_port, query, run};
+use crate::server::{Server, free_port, query};
 use crate::support::{Gateway, write_config};
 
 /// The exit code and what is logged of a start on the database of this URL.
@@ -21,7 +21,7 @@ fn refused(url: &str) -> (Option<i32>, String) {
 }
 
 #[track_caller]
-fn check(url: &str, code: i32, what: &str) {
+pub(crate) fn check(url: &str, code: i32, what: &str) {
     let (found, log) = refused(url);
     assert_eq!(found, Some(code), "{log}");
     assert!(log.contains(what), "{log}");
@@ -79,12 +79,7 @@ fn a_user_that_may_not_write_is_refused() {
 fn a_standby_is_refused() {
     let primary = Server::start(&[]);
     let url = primary.database();
-    let standby = Server::start_over(&[], |data| {
-        run(as_postgres(&binary("pg_basebackup"))
-            .args(["-R", "-c", "fast", "-X", "stream", "-U", "countersign", "-h", "127.0.0.1"])
-            .args(["-p", &primary.port().to_string(), "-D"])
-            .arg(data));
-    });
+    let standby = primary.standby();
     let there = url.replace(&format!(":{}/", primary.port()), &format!(":{}/", standby.port()));
     check(&there, 74, "is in recovery (a standby)");
 }

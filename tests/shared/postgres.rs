@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ const JANITOR: &str = r#"
         { [ -n "$pid" ] && [ -e "$1/data/postmaster.pid" ]; } || break
         sleep 0.05
     done
+    # Where the data have a disk of their own.
+    umount "$1/data" 2>/dev/null
     rm -rf "$1"
 "#;
 
@@ -55,20 +58,37 @@ impl Server {
 
     /// A new one with these settings besides (`name=value`).
     pub(crate) fn start(settings: &[&str]) -> Self {
-        Self::start_over(settings, |data| {
-            run(as_postgres(&binary("initdb")).arg("-D").arg(data).args([
-                "--no-sync",
-                "--no-instructions",
-                "--auth=trust",
-                "--username=countersign",
-                "--encoding=UTF8",
-                "--locale=C",
-            ]));
+        Self::start_over(settings, make)
+    }
+
+    /// A new one whose data are on a disk of their own, of 192 MiB; `None` where none can be mounted.
+    pub(crate) fn on_a_small_disk() -> Option<Self> {
+        let mut mounted = false;
+        let server = Self::start_over(&["min_wal_size=64MB", "max_wal_size=64MB"], |data| {
+            std::fs::create_dir(data).unwrap();
+            let mount =
+                Command::new("mount").args(["-t", "tmpfs", "-o", "size=192m", "tmpfs"]).arg(data).output();
+            mounted = mount.is_ok_and(|mount| mount.status.success());
+            if let Some((user, group)) = postgres_user() {
+                chown(data, Some(user), Some(group)).unwrap();
+            }
+            make(data);
+        });
+        mounted.then_some(server)
+    }
+
+    /// A new one that repeats what this one does.
+    pub(crate) fn standby(&self) -> Self {
+        Self::start_over(&[], |data| {
+            run(as_postgres(&binary("pg_basebackup"))
+                .args(["-R", "-c", "fast", "-X", "stream", "-U", "countersign", "-h", "127.0.0.1"])
+                .args(["-p", &self.port.to_string(), "-D"])
+                .arg(data));
         })
     }
 
     /// The same over a data directory that `fill` makes.
-    pub(crate) fn start_over(settings: &[&str], fill: impl FnOnce(&Path)) -> Self {
+    fn start_over(settings: &[&str], fill: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().unwrap().keep();
         let janitor = Command::new("sh")
             .args(["-c", JANITOR, "janitor"])
@@ -129,6 +149,26 @@ impl Server {
         self.directory.join("data")
     }
 
+    /// Takes what room its disk has left, but for what the log of changes has set aside already: without that the server
+    /// would end itself.
+    pub(crate) fn fill_disk(&self) {
+        for _ in 0..3 {
+            self.sql("postgres", "SELECT pg_switch_wal()");
+            self.sql("postgres", "CHECKPOINT");
+        }
+        let mut file = File::create(self.ballast()).unwrap();
+        while file.write_all(&[0; 4_096]).is_ok() {}
+    }
+
+    /// Gives it back.
+    pub(crate) fn free_disk(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.data().join("ballast")
+    }
+
     /// A new, empty database; its URL.
     pub(crate) fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -151,6 +191,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.down("INT");
     }
+}
+
+/// A data directory as new.
+fn make(data: &Path) {
+    run(as_postgres(&binary("initdb")).arg("-D").arg(data).args([
+        "--no-sync",
+        "--no-instructions",
+        "--auth=trust",
+        "--username=countersign",
+        "--encoding=UTF8",
+        "--locale=C",
+    ]));
 }
 
 /// What psql prints of a query to the database of a URL.
@@ -177,7 +229,7 @@ pub(crate) fn as_postgres(program: &Path) -> Command {
 }
 
 /// User and group to run as, where we are root.
-fn postgres_user() -> Option<(u32, u32)> {
+pub(crate) fn postgres_user() -> Option<(u32, u32)> {
     let id = |flag| {
         let output = Command::new("id").args([flag, "postgres"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().parse().ok()
