@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/backend.rs"]
 mod backend;
+#[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
+#[path = "shared/line.rs"]
+mod line;
 #[path = "reliability/preload.rs"]
 mod preload;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
@@ -21,8 +24,6 @@ mod support;
 mod failures;
 #[path = "cluster/group.rs"]
 mod group;
-#[path = "cluster/line.rs"]
-mod line;
 #[path = "cluster/once.rs"]
 mod once;
 #[path = "cluster/skew.rs"]

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -15,6 +16,7 @@ pub(crate) struct Line {
 struct Gate {
     silent: Mutex<bool>,
     changed: Condvar,
+    passed: AtomicU64,
 }
 
 impl Line {
@@ -43,6 +45,11 @@ impl Line {
         *self.gate.silent.lock().unwrap() = silent;
         self.gate.changed.notify_all();
     }
+
+    /// Bytes that have come through, both ways.
+    pub(crate) fn passed(&self) -> u64 {
+        self.gate.passed.load(Ordering::SeqCst)
+    }
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
@@ -50,6 +57,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
     while let Ok(read) = from.read(&mut buffer) {
         let held = gate.silent.lock().unwrap();
         drop(gate.changed.wait_while(held, |silent| *silent).unwrap());
+        gate.passed.fetch_add(read as u64, Ordering::SeqCst);
         if read == 0 || to.write_all(&buffer[..read]).is_err() {
             break;
         }
