@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/backend.rs"]
 mod backend;
+#[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
+#[path = "shared/line.rs"]
+mod line;
 #[path = "reliability/preload.rs"]
 mod preload;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
@@ -27,8 +30,6 @@ mod failover;
 mod failures;
 #[path = "cluster/group.rs"]
 mod group;
-#[path = "cluster/line.rs"]
-mod line;
 #[path = "cluster/load.rs"]
 mod load;
 #[path = "cluster/once.rs"]

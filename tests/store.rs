@@ -8,6 +8,9 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
+#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[path = "shared/line.rs"]
+mod line;
 #[path = "store/operators.rs"]
 mod operators;
 #[path = "store/order.rs"]
@@ -76,6 +79,7 @@ macro_rules! conformance {
             deliveries_are_listed_newest_first_page_by_page
             every_part_of_a_filter_has_to_hold
             a_text_is_looked_for_where_nothing_is_masked
+            a_search_goes_on_where_its_bytes_ended
             a_delivery_without_a_forward_is_unrouted
             a_delivery_id_is_found_by_its_claim_and_its_elders_after_it
             a_history_tells_of_forwards_and_attempts

@@ -196,4 +196,38 @@ fn a_database_whose_disk_is_full_refuses_and_recovers_by_itself() {
         }
     });
     judge(&url, &backend, &acknowledged);
+/// A server that is set up anew while gateways run: their sessions keep to the commits that they were judged by. Else it
+/// would be a 200 here, for what is on no disk.
+#[test]
+fn commits_last_whatever_the_server_is_set_to_later() {
+    let server = Server::start(&[]);
+    let (url, backend) = (server.database(), Backend::accepting());
+    let gateway = gateway(&url, &backend);
+    assert_eq!(send(&gateway, "d-1").status, 200);
+    // One that waits for nothing from now on, and has a standby to wait for that is not there.
+    query(&url, "ALTER SYSTEM SET synchronous_commit = off");
+    query(&url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    query(&url, "SELECT pg_reload_conf()");
+    let number = AtomicUsize::new(0);
+    eventually("a commit waits for the standby", || {
+        let n = number.fetch_add(1, Ordering::Relaxed);
+        send(&gateway, &format!("e-{n}")).status == 503
+    });
+}
+
+/// No session can keep to that: everything is refused until it is on again.
+#[test]
+fn a_server_whose_fsync_is_turned_off_is_not_trusted_any_more() {
+    let server = Server::start(&[]);
+    let (url, backend) = (server.database(), Backend::accepting());
+    let gateway = gateway(&url, &backend);
+    assert_eq!(send(&gateway, "d-1").status, 200);
+    query(&url, "ALTER SYSTEM SET fsync = off");
+    query(&url, "SELECT pg_reload_conf()");
+    eventually("it is not ready", || gateway.admin_get("/readyz").0 == 503);
+    assert_eq!(send(&gateway, "d-2").status, 503);
+    query(&url, "ALTER SYSTEM SET fsync = on");
+    query(&url, "SELECT pg_reload_conf()");
+    eventually("it is ready again", || gateway.admin_get("/readyz").0 == 200);
+    eventually("it accepts again", || send(&gateway, "d-2").status == 200);
 }

@@ -138,6 +138,32 @@ pub(crate) async fn a_text_is_looked_for_where_nothing_is_masked(bench: Bench) {
     assert_eq!(bench.ids(text("pus")).await.len(), 3);
 }
 
+/// Past the bytes that one page reads, each page had moved on by one delivery, and had read two hundred.
+pub(crate) async fn a_search_goes_on_where_its_bytes_ended(bench: Bench) {
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let mut found = Vec::new();
+    for second in 0..40 {
+        let has_it = second % 20 == 3;
+        let body = if has_it { Bytes::from_static(b"a needle") } else { large.clone() };
+        let id = bench.stored(Draft { id: None, received_at: at(second), body, ..draft("") }).await;
+        found.extend(has_it.then_some(id));
+    }
+    found.reverse();
+    let filter = Filter { text: Some("needle".to_owned()), ..Filter::default() };
+    let (mut pages, mut from, mut listed) = (0, None, Vec::new());
+    loop {
+        let page = bench.store.list(filter.clone(), from, 100).await.unwrap();
+        listed.extend(page.found.into_iter().map(|listed| listed.id));
+        pages += 1;
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, found);
+    assert_eq!(pages, 3, "38 MiB, 16 a page");
+}
+
 pub(crate) async fn a_delivery_without_a_forward_is_unrouted(bench: Bench) {
     let unrouted = bench.stored(Draft { to: Vec::new(), ..draft("1") }).await;
     let late = bench.stored(Draft { to: Vec::new(), received_at: at(9), ..draft("2") }).await;

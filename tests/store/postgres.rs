@@ -1,15 +1,21 @@
 //! The engine that gateways share, on a real server: a database of its own for each test.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign::config::Database;
+use countersign::forward::{By, OnDead, Order, Progress};
 use countersign::metrics::Metrics;
-use countersign::store::Outlet;
+use countersign::store::operators::Change;
 use countersign::store::postgres::{OpenError, Options, Postgres, open};
+use countersign::store::{Accepted, Outlet};
+use tokio_postgres::{Client, NoTls};
 
-use crate::server::Server;
-use crate::support::{Engine, Whole};
+use crate::line::Line;
+use crate::server::{Server, query};
+use crate::support::{Bench, Draft, Engine, Whole, at, draft, moment};
 
 /// An empty database of the tests' server.
 pub(crate) struct Shared {
@@ -32,4 +38,179 @@ impl Engine for Shared {
     async fn open(&self, outlet: Arc<dyn Outlet>) -> Arc<dyn Whole> {
         Arc::new(self.try_open(outlet).await.unwrap())
     }
+}
+
+/// A session of somebody else's.
+async fn session(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Waits until psql answers this.
+async fn until(url: &str, sql: &str, answer: &str) {
+    for _ in 0..600 {
+        if query(url, sql) == answer {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{sql} does not become {answer}: {}", query(url, sql));
+}
+
+async fn bench() -> (Bench, String) {
+    let engine = Shared::new();
+    let url = engine.url.clone();
+    (Bench::new(Box::new(engine)).await, url)
+}
+
+fn strict() -> Option<Arc<Order>> {
+    Some(Arc::new(Order::new(By::Strict, OnDead::Park)))
+}
+
+async fn arranged(bench: &Bench, order: Option<Arc<Order>>) {
+    bench.lanes.set_order("a", order.clone());
+    bench.store.arrange("a", order).await.unwrap();
+}
+
+/// Its connection went back with an open transaction, which kept what it had locked from everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_nobody_waits_for_leaves_no_transaction_open() {
+    let (bench, url) = bench().await;
+    arranged(&bench, strict()).await;
+    let id = bench.stored(draft("1")).await;
+    let other = session(&url).await;
+    other.batch_execute("BEGIN; LOCK countersign.ordered IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let store = bench.store.clone();
+    let lease = tokio::spawn(async move { store.lease("a", 1, at(0)).await });
+    let waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'countersign.ordered'::regclass";
+    let waits = format!("SELECT count(*) > 0 FROM ({waiting}) w");
+    until(&url, &waits, "t").await;
+    let pids = query(&url, waiting);
+    lease.abort();
+    assert!(lease.await.unwrap_err().is_cancelled());
+    other.batch_execute("COMMIT").await.unwrap();
+    for pid in pids.lines() {
+        let idle = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND state LIKE 'idle in transaction%'"
+        );
+        until(&url, &idle, "0").await;
+        let ended = format!("[{pid}] FATAL:  terminating connection due to idle-in-transaction timeout");
+        assert!(!Server::shared().log().contains(&ended), "only the server's timeout ended it");
+    }
+    assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, id);
+}
+
+/// It was cancelled, and those behind it were held for good, when the second half failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_cancelled_gives_the_turn_on_or_is_not_cancelled() {
+    let (bench, url) = bench().await;
+    arranged(&bench, strict()).await;
+    let (first, second) = (bench.stored(draft("1")).await, bench.stored(draft("2")).await);
+    let cancel = || bench.store.change(Change::Cancel, vec![(first, Arc::from("a"))], moment(at(0), at(0)));
+    query(&url, "ALTER TABLE countersign.ordered RENAME TO away");
+    assert!(cancel().await.is_err());
+    query(&url, "ALTER TABLE countersign.away RENAME TO ordered");
+    assert_eq!(query(&url, "SELECT DISTINCT state FROM countersign.forward"), "waiting");
+    assert_eq!(cancel().await.unwrap().len(), 1);
+    bench.lanes.woken("a").await;
+    assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, second);
+}
+
+/// The one that it knew of stood for the one whose lease was lost on its way: nobody ever made that attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_its_gateway_does_not_know_of_is_given_back() {
+    let (bench, url) = bench().await;
+    bench.stored(draft("1")).await;
+    bench.leased_one("a", at(0)).await;
+    query(&url, "UPDATE countersign.forward SET attempts = 2, held_since = held_since - interval '1 minute'");
+    until(&url, "SELECT state, attempts FROM countersign.forward", "waiting|2").await;
+}
+
+/// As many were read as there were places, however large they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_for_a_lease_in_order_is_bounded() {
+    const SIZE: usize = 4 << 20;
+    let engine = Shared::new();
+    let line = Line::to(Server::shared().port());
+    let url =
+        engine.url.replace(&format!("127.0.0.1:{}", Server::shared().port()), &line.address.to_string());
+    let bench = Bench::new(Box::new(Shared { url })).await;
+    for n in 0..12 {
+        let body = format!("{{\"site\":\"{n}\",\"filler\":\"{}\"}}", "x".repeat(SIZE));
+        bench.stored(Draft { id: None, body: body.into(), ..draft("") }).await;
+    }
+    let by_site = By::Value("json:/site".parse().unwrap());
+    arranged(&bench, Some(Arc::new(Order::new(by_site, OnDead::Park)))).await;
+    let mut leased = Vec::new();
+    while leased.len() < 12 {
+        let before = line.passed();
+        leased.extend(bench.leased("a", at(0)).await);
+        let passed = line.passed() - before;
+        assert!(passed < 5 * SIZE as u64, "{passed} bytes");
+    }
+}
+
+/// A large body that is a key held up the batch, and those that waited for it.
+#[tokio::test]
+async fn keys_are_read_before_a_request_queues() {
+    let (bench, _) = bench().await;
+    arranged(&bench, strict()).await;
+    let before = bench.lanes.asked.load(Ordering::SeqCst);
+    let mut accepted = bench.store.accept(draft("1").arrival());
+    assert!(futures_util::poll!(&mut accepted).is_pending());
+    assert_eq!(bench.lanes.asked.load(Ordering::SeqCst), before + 1);
+    assert_eq!(accepted.await, Ok(Accepted::Stored));
+}
+
+/// Each duplicate had used up a turn of its destination's rate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_a_duplicate_does_not_need_is_given_back() {
+    let (bench, _) = bench().await;
+    bench.lanes.open("a", 2);
+    bench.stored(draft("1")).await;
+    let repeated = bench.store.accept(draft("1").arrival()).await.unwrap();
+    assert!(matches!(repeated, Accepted::Duplicate { .. }));
+    assert_eq!(bench.lanes.given_back.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.lanes.dispatched(1).await.len(), 1);
+}
+
+/// A gateway whose order has not been configured yet, or not any more, ended the first, and those behind it were held for
+/// good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_turn_is_given_on_by_gateways_of_every_configuration() {
+    let (bench, url) = bench().await;
+    arranged(&bench, strict()).await;
+    let (_, second) = (bench.stored(draft("1")).await, bench.stored(draft("2")).await);
+    let other = Bench::new(Box::new(Shared { url })).await;
+    let lease = other.leased_one("a", at(0)).await;
+    assert!(bench.leased("a", at(0)).await.is_empty(), "one is under way");
+    other.settle(&lease, Progress::Delivered, at(0)).await;
+    other.lanes.woken("a").await;
+    assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, second);
+}
+
+/// Whatever it came from: a version that did not know better, or steps that were ended half-way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_for_nothing_is_let_go() {
+    let (bench, url) = bench().await;
+    arranged(&bench, strict()).await;
+    let (first, second) = (bench.stored(draft("1")).await, bench.stored(draft("2")).await);
+    let due = "SELECT count(*) FROM countersign.forward WHERE state = 'waiting' AND due_at < 1::bigint << 50";
+    // The first is over, and has kept its place.
+    let over = format!(
+        "UPDATE countersign.forward SET state = 'cancelled', settled_at = 1 WHERE delivery = '{first}'"
+    );
+    assert_eq!(query(&url, &format!("{over}; {due}")), "0");
+    until(&url, due, "1").await;
+    bench.lanes.woken("a").await;
+    // One has no place, and no first to wait for.
+    let hold = "UPDATE countersign.forward SET due_at = due_at + (1::bigint << 50) WHERE state = 'waiting'";
+    query(&url, &format!("DELETE FROM countersign.ordered; {hold}"));
+    until(&url, due, "1").await;
+    // There is no order any more; a gateway that did not know has held one.
+    arranged(&bench, None).await;
+    query(&url, hold);
+    until(&url, due, "1").await;
+    assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, second);
 }

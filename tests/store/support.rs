@@ -110,6 +110,9 @@ pub(crate) struct Lanes {
     dispatched: Mutex<Vec<(Lease, Slot)>>,
     woken: Mutex<Vec<String>>,
     orders: Mutex<BTreeMap<String, Arc<Order>>>,
+    /// How often an order was asked for, and a place given back.
+    pub(crate) asked: AtomicU64,
+    pub(crate) given_back: AtomicU64,
 }
 
 impl Lanes {
@@ -145,6 +148,10 @@ impl Outlet for Lanes {
         places.try_acquire_owned().ok()
     }
 
+    fn give_back(&self, _: &str, _: Slot) {
+        self.given_back.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn dispatch(&self, lease: Lease, slot: Slot) {
         self.dispatched.lock().unwrap().push((lease, slot));
     }
@@ -154,6 +161,7 @@ impl Outlet for Lanes {
     }
 
     fn order(&self, destination: &str) -> Option<Arc<Order>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         self.orders.lock().unwrap().get(destination).cloned()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -18,6 +18,7 @@ struct Gate {
     state: Mutex<State>,
     changed: Condvar,
     opened: AtomicUsize,
+    passed: AtomicU64,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -67,6 +68,11 @@ impl Line {
     pub(crate) fn opened(&self) -> usize {
         self.gate.opened.load(Ordering::Relaxed)
     }
+
+    /// Bytes that have come through, both ways.
+    pub(crate) fn passed(&self) -> u64 {
+        self.gate.passed.load(Ordering::SeqCst)
+    }
 }
 
 impl Gate {
@@ -83,6 +89,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
         thread::sleep(delay);
         let held = gate.state.lock().unwrap();
         drop(gate.changed.wait_while(held, |state| state.silent).unwrap());
+        gate.passed.fetch_add(read as u64, Ordering::SeqCst);
         if read == 0 || to.write_all(&buffer[..read]).is_err() {
             break;
         }
