@@ -196,6 +196,8 @@ fn a_database_whose_disk_is_full_refuses_and_recovers_by_itself() {
         }
     });
     judge(&url, &backend, &acknowledged);
+}
+
 /// A server that is set up anew while gateways run: their sessions keep to the commits that they were judged by. Else it
 /// would be a 200 here, for what is on no disk.
 #[test]
