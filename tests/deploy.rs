@@ -277,3 +277,66 @@ fn prometheus_can_read_every_query_of_the_dashboard() {
     std::fs::write(&file, rules).unwrap();
     promtool(&["check", "rules", file.to_str().unwrap()]);
 }
+
+/// What stands in the compose file behind `- ` and `:`, as far as it is a file of ours.
+fn mounted() -> Vec<(String, String)> {
+    let compose = read("deploy/compose.yaml");
+    let mounts = compose.lines().filter_map(|line| line.trim().strip_prefix("- ./")?.split_once(':'));
+    let mounts: Vec<_> = mounts.map(|(file, inside)| (format!("deploy/{file}"), inside.to_owned())).collect();
+    assert!(mounts.len() >= 5, "only {mounts:?} found");
+    mounts
+}
+
+#[test]
+fn what_the_compose_file_mounts_and_names_is_there() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (file, inside) in mounted() {
+        let metadata = root(&file).metadata().unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(inside.ends_with(":ro"), "{file} could be written to");
+        if file.ends_with(".sh") {
+            assert!(metadata.permissions().mode() & 0o111 == 0o111, "{file} cannot be run");
+        }
+    }
+    let compose = read("deploy/compose.yaml");
+    let services: BTreeSet<_> = compose
+        .split_once("\nservices:\n")
+        .unwrap()
+        .1
+        .lines()
+        .take_while(|line| line.starts_with(' ') || line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':').filter(|name| !name.starts_with(' ')))
+        .collect();
+    assert_eq!(services, BTreeSet::from(["gateway-1", "gateway-2", "haproxy", "primary", "replica"]));
+    for variable in read("deploy/haproxy.cfg").split("\"${").skip(1) {
+        let name = variable.split_once('}').unwrap().0;
+        assert!(compose.contains(&format!("      {name}: ")), "haproxy is not told its {name}");
+    }
+    // Whose PROXY headers the gateways believe.
+    let network = compose.split_once("subnet: ").unwrap().1.lines().next().unwrap();
+    assert!(read("deploy/gateway.toml").contains(&format!("trusted_proxies = [\"{network}\"]")));
+}
+
+#[test]
+fn the_configurations_that_the_compose_file_mounts_are_good() {
+    let mut check = support::countersign();
+    check.args(["check", "--config"]).arg(root("deploy/gateway.toml"));
+    check.env(
+        "DATABASE_URL",
+        "postgres://countersign:p@primary,replica/countersign?target_session_attrs=read-write",
+    );
+    check.env("GITHUB_WEBHOOK_SECRET", "secret-of-the-deploy-test");
+    check.env("COUNTERSIGN_ADMIN_TOKEN", "token-of-the-deploy-test");
+    let output = check.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("0 warnings"), "{text}");
+
+    let mut haproxy = Command::new("haproxy");
+    haproxy.args(["-c", "-f"]).arg(root("deploy/haproxy.cfg")).env("LISTEN", "127.0.0.1:8080");
+    for (gateway, admin) in [("GATEWAY_1", "GATEWAY_1_ADMIN"), ("GATEWAY_2", "GATEWAY_2_ADMIN")] {
+        haproxy.env(gateway, "127.0.0.1:8080").env(admin, "8081");
+    }
+    match haproxy.output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => println!("skipped: haproxy is not installed"),
+    }
+}

@@ -13,13 +13,15 @@
 //! | `retention` | answers while old deliveries are being removed |
 //! | `memory` | resident memory after a million deliveries (minutes) |
 //! | `stored` | accepting and starting with 5,000,000 deliveries stored (an hour and 20 GB for the first time) |
+//! | `shared` | one to three gateways on PostgreSQL, beside one with a store of its own (takes a PostgreSQL server's programs) |
+//! | `bloat` | tables, indexes and vacuum after a million deliveries on PostgreSQL, or as many as fit in ten minutes |
 //! | `body` | what 25 MiB bodies cost in memory |
 //!
 //! | key | |
 //! |---|---|
 //! | `rounds=5`, `seconds=2` | how often, how long |
 //! | `only=cd`, `workload=open` | some contenders, some workloads |
-//! | `count=N` | deliveries (`memory`, `stored`) or requests a second (`hanging`) |
+//! | `count=N` | deliveries (`memory`, `stored`, `bloat`) or requests a second (`hanging`) |
 //! | `binary=PATH` | measures this gateway instead of the one just built |
 //! | `against=PATH` | measures this gateway, too, as (x): one commit beside another |
 //! | `top=…`, `source=…`, `destination=…` | more lines of the gateway's configuration |
@@ -33,6 +35,9 @@
 
 #[path = "../shared/arrivals.rs"]
 mod arrivals;
+#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[path = "../../tests/shared/postgres.rs"]
+mod database;
 mod endurance;
 mod log;
 mod machine;
@@ -45,6 +50,7 @@ mod rounds;
 mod scale;
 mod sender;
 mod servers;
+mod shared;
 mod stored;
 
 use options::Options;
@@ -68,6 +74,8 @@ fn run(options: &Options) {
         "retention" => endurance::retention(options),
         "memory" => endurance::memory(options),
         "stored" => stored::run(options),
+        "shared" => shared::run(options),
+        "bloat" => shared::bloat(options),
         "body" => endurance::body(options),
         mode => panic!("there is no mode `{mode}`"),
     }

@@ -77,6 +77,14 @@ impl Server {
         mounted.then_some(server)
     }
 
+    /// Whether these programs know TLS; some are built without.
+    pub(crate) fn knows_tls() -> bool {
+        let configured = Command::new(binary("pg_config")).arg("--configure").output().unwrap().stdout;
+        ["--with-openssl", "--with-ssl"]
+            .iter()
+            .any(|with| String::from_utf8_lossy(&configured).contains(with))
+    }
+
     /// A new one that repeats what this one does.
     pub(crate) fn standby(&self) -> Self {
         Self::start_over(&[], |data| {
