@@ -82,6 +82,9 @@ pub struct Settlement {
     pub destination: Arc<str>,
     /// The attempt that ended; a settlement of any other attempt than the one in flight changes nothing.
     pub attempt: u32,
+    /// Since when the forward had been pending, as it was leased. Cancelled and replayed meanwhile, it has another attempt of
+    /// this number.
+    pub pending_since: Timestamp,
     /// What becomes of the forward.
     pub next: Progress,
     /// What to remember of the attempt; `None` when it never left the gateway (a drain gave the lease back).

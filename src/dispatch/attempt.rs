@@ -174,11 +174,12 @@ async fn conclude(
     }
     let id = lease.delivery.id;
     let outcome = record.as_ref().map(|record| record.outcome);
-    let attempt = lease.attempt;
+    let (attempt, pending_since) = (lease.attempt, lease.pending_since);
     // What does not count as an attempt is not remembered as one: the next has the same number.
     let uncounted = matches!(next, Progress::Waiting { attempts, .. } if attempts < attempt);
     let record = record.filter(|_| !uncounted);
-    let settlement = Settlement { id, destination: Arc::clone(&lane.name), attempt, next, record };
+    let destination = Arc::clone(&lane.name);
+    let settlement = Settlement { id, destination, attempt, pending_since, next, record };
     // The body is let go before a wait for the store, which may be long.
     drop(lease);
     if !settle(lane, store, settlement).await {

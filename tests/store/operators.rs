@@ -302,6 +302,25 @@ pub(crate) async fn what_is_cancelled_is_not_leased_and_not_settled(bench: Bench
     assert_eq!(bench.depth("a"), Depth::default());
 }
 
+/// The attempt of before was under way when an operator cancelled its forward and then replayed it. It had the same number as
+/// the first attempt of the replay, and its end was taken for that one's: "delivered", while it was being sent.
+pub(crate) async fn the_end_of_an_attempt_before_a_replay_changes_nothing(bench: Bench) {
+    let id = bench.stored(draft("1")).await;
+    let before = bench.leased_one("a", at(0)).await;
+    assert_eq!(bench.changed(Change::Cancel, &[(id, "a")], at(1)).await, 1);
+    assert_eq!(bench.changed(Change::Requeue, &[(id, "a")], at(2)).await, 1);
+    bench.settle(&before, Progress::Delivered, at(3)).await;
+    let after = bench.leased_one("a", at(3)).await;
+    assert_eq!((before.attempt, after.attempt), (1, 1));
+    bench.settle(&before, Progress::Delivered, at(4)).await;
+    bench.settle(&before, Progress::Waiting { due_at: at(5), attempts: 0 }, at(4)).await;
+    let forward = bench.store.history(id).await.unwrap().forwards.remove(0);
+    assert_eq!((forward.state, forward.attempts, forward.outcome), (State::InFlight, 1, None));
+    assert_eq!(bench.depth("a"), Depth { pending: 1, dead: 0, oldest: Some(at(2)) });
+    bench.settle(&after, Progress::Delivered, at(6)).await;
+    assert_eq!(bench.store.history(id).await.unwrap().forwards[0].state, State::Delivered);
+}
+
 pub(crate) async fn depths_follow_what_operators_change(mut bench: Bench) {
     let [one, _, three, _] = four_dead(&bench).await;
     let check = |bench: &Bench, pending, dead, oldest: Option<i64>| {

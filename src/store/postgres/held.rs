@@ -1,30 +1,35 @@
 //! What this gateway attempts, as it knows itself. The database may say more: the answer to a lease can be lost on its way.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::clock::Timestamp;
 use crate::id::Id;
 
-/// Forwards that are in flight here.
+/// Forwards that are in flight here, and since when they have been pending: replayed, one is not what it was.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<HashSet<(Id, Arc<str>)>>);
+pub(super) struct Held(Mutex<HashMap<(Id, Arc<str>), Timestamp>>);
 
 impl Held {
-    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>) {
-        self.lock().insert((delivery, Arc::clone(destination)));
+    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>, since: Timestamp) {
+        self.lock().insert((delivery, Arc::clone(destination)), since);
     }
 
-    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>) {
-        self.lock().remove(&(delivery, Arc::clone(destination)));
+    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>, since: Timestamp) {
+        let mut held = self.lock();
+        let key = (delivery, Arc::clone(destination));
+        if held.get(&key) == Some(&since) {
+            held.remove(&key);
+        }
     }
 
     pub(super) fn has(&self, delivery: Id, destination: &str) -> bool {
-        self.lock().contains(&(delivery, Arc::from(destination)))
+        self.lock().contains_key(&(delivery, Arc::from(destination)))
     }
 
     /// Nothing that holds it can panic half-way.
-    fn lock(&self) -> MutexGuard<'_, HashSet<(Id, Arc<str>)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Id, Arc<str>), Timestamp>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

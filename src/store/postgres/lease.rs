@@ -133,7 +133,7 @@ impl Inner {
             }
         };
         for lease in &leases {
-            self.held.add(lease.delivery.id, &destination);
+            self.held.add(lease.delivery.id, &destination, lease.pending_since);
         }
         for (id, what) in damaged {
             self.set_aside(id, &destination, &what, now).await;

@@ -1,7 +1,7 @@
 //! Writing the ends of attempts, many in one statement. Only the attempt that is under way, of the gateway that has it, can
 //! end: what was taken over meanwhile is another's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use deadpool_postgres::Object;
@@ -11,7 +11,7 @@ use super::batch::Job;
 use super::error::Trouble;
 use super::row::{text, uuid};
 use super::{Inner, connect, lease, order};
-use crate::clock::{Timestamp, from_milliseconds, later};
+use crate::clock::{Timestamp, later};
 use crate::dedup::Key;
 use crate::forward::{Order, Progress};
 use crate::store::sqlite::{DepthChange, Entry};
@@ -20,9 +20,9 @@ use crate::store::{Settlement, StoreError};
 const SETTLE: &str = "
     WITH ended AS MATERIALIZED (
         SELECT * FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::bigint[], $7::integer[],
-            $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[])
+            $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[], $14::bigint[])
             WITH ORDINALITY AS e(delivery, destination, attempt, state, due_at, attempts, ended_at, outcome, started_at,
-                duration_ms, status, detail, n)
+                duration_ms, status, detail, pending_since, n)
     ), settled AS (
         UPDATE countersign.forward f
         SET state = e.state, due_at = coalesce(e.due_at, f.due_at), attempts = e.attempts,
@@ -30,15 +30,15 @@ const SETTLE: &str = "
             last_outcome = coalesce(e.outcome, f.last_outcome), held_by = NULL, held_since = NULL
         FROM ended e
         WHERE f.delivery = e.delivery AND f.destination = e.destination AND f.state = 'in_flight'
-            AND f.attempts = e.attempt AND f.held_by = $1
-        RETURNING e.n, f.pending_since, f.replay
+            AND f.attempts = e.attempt AND f.pending_since = e.pending_since AND f.held_by = $1
+        RETURNING e.n, f.replay
     ), remembered AS (
         INSERT INTO countersign.attempt (delivery, destination, attempt, started_at, duration_ms, outcome, status, detail)
         SELECT e.delivery, e.destination, e.attempt, e.started_at, e.duration_ms, e.outcome, e.status, e.detail
         FROM settled s JOIN ended e ON e.n = s.n
         WHERE e.outcome IS NOT NULL AND NOT (e.state = 'delivered' AND e.attempt = 1 AND NOT s.replay)
     )
-    SELECT n, pending_since FROM settled";
+    SELECT n FROM settled";
 
 /// An end that waits to be written.
 pub(super) struct Settle {
@@ -69,15 +69,15 @@ impl Inner {
             }
         };
         match settled {
-            Ok((mut since, released)) => {
+            Ok((settled, released)) => {
                 let mut changes = Vec::new();
                 for destination in released {
                     self.outlet.wake(&destination);
                 }
                 for (n, job) in jobs.iter().enumerate() {
                     let settlement = &job.settlement;
-                    self.held.remove(settlement.id, &settlement.destination);
-                    let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
+                    self.held.remove(settlement.id, &settlement.destination, settlement.pending_since);
+                    let Some(change) = settled.contains(&n).then(|| change(settlement)).flatten() else {
                         continue;
                     };
                     if let Some(entry) = entry(settlement.next) {
@@ -107,7 +107,7 @@ impl Inner {
                 for Settle { settlement, reply } in jobs {
                     if final_ {
                         // Nobody tries that again: whoever looks next finds that nobody has it.
-                        self.held.remove(settlement.id, &settlement.destination);
+                        self.held.remove(settlement.id, &settlement.destination, settlement.pending_since);
                     }
                     let _ = reply.send(Err(error.clone()));
                 }
@@ -124,24 +124,24 @@ impl Inner {
         &self,
         client: &Object,
         jobs: &[Settle],
-    ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
+    ) -> Result<(HashSet<usize>, BTreeSet<Arc<str>>), Trouble> {
         let orders: Vec<_> = jobs.iter().map(|job| self.turn_of(&job.settlement)).collect();
         if orders.iter().all(Option::is_none) {
             return Ok((send(client, jobs, self.id).await?, BTreeSet::new()));
         }
         client.batch_execute("BEGIN").await?;
         let done = async {
-            let since = send(client, jobs, self.id).await?;
+            let settled = send(client, jobs, self.id).await?;
             let mut released = BTreeSet::new();
             for (n, (job, order)) in jobs.iter().zip(&orders).enumerate() {
                 let Settlement { id, destination, .. } = &job.settlement;
-                if let Some(order) = order.as_deref().filter(|_| since.contains_key(&n))
+                if let Some(order) = order.as_deref().filter(|_| settled.contains(&n))
                     && order::ended(client, order, destination, &[*id]).await? > 0
                 {
                     released.insert(Arc::clone(destination));
                 }
             }
-            Ok::<_, Trouble>((since, released))
+            Ok::<_, Trouble>((settled, released))
         };
         let done = done.await;
         lease::end(client, done).await
@@ -167,22 +167,19 @@ fn entry(next: Progress) -> Option<Entry> {
     }
 }
 
-/// What it does to the depth of its lane, of a forward that has been pending since then.
-fn change(settlement: &Settlement, since: Timestamp) -> Option<DepthChange> {
+/// What it does to the depth of its lane.
+fn change(settlement: &Settlement) -> Option<DepthChange> {
     let dead = match settlement.next {
         Progress::Waiting { .. } | Progress::InFlight { .. } => return None,
         Progress::Delivered | Progress::Cancelled => 0,
         Progress::Dead => 1,
     };
-    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
+    let pending = Some((settlement.pending_since, -1));
+    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending, dead })
 }
 
-/// Since when those have been pending that were settled, by their place among the jobs.
-async fn send(
-    client: &Object,
-    jobs: &[Settle],
-    holder: uuid::Uuid,
-) -> Result<HashMap<usize, Timestamp>, Trouble> {
+/// Those that were settled, by their place among the jobs.
+async fn send(client: &Object, jobs: &[Settle], holder: uuid::Uuid) -> Result<HashSet<usize>, Trouble> {
     let statement = client.prepare_cached(SETTLE).await?;
     let settlements: Vec<&Settlement> = jobs.iter().map(|job| &job.settlement).collect();
     let records: Vec<_> = settlements.iter().map(|settlement| settlement.record.as_ref()).collect();
@@ -224,6 +221,8 @@ async fn send(
         records.iter().map(|record| record.and_then(|record| record.status).map(i32::from)).collect();
     let details: Vec<_> = records.iter().map(|record| record.map(|record| text(&record.detail))).collect();
     let details: Vec<Option<&str>> = details.iter().map(|detail| detail.as_deref()).collect();
+    let since: Vec<i64> =
+        settlements.iter().map(|settlement| settlement.pending_since.as_millisecond()).collect();
     let rows = client
         .query(
             &statement,
@@ -241,12 +240,13 @@ async fn send(
                 &durations,
                 &statuses,
                 &details,
+                &since,
             ],
         )
         .await?;
     let place = |row: &tokio_postgres::Row| {
         let n: i64 = row.try_get(0)?;
-        Ok((usize::try_from(n - 1).unwrap_or(usize::MAX), from_milliseconds(row.try_get(1)?)))
+        Ok(usize::try_from(n - 1).unwrap_or(usize::MAX))
     };
     rows.iter().map(place).collect()
 }
