@@ -176,6 +176,16 @@ pub enum StoreError {
     Read(String),
 }
 
+impl StoreError {
+    /// Whether the same may be done a while later.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Busy | Self::DiskFull | Self::Unreachable(_) => true,
+            Self::Latched(_) | Self::Closed | Self::Read(_) => false,
+        }
+    }
+}
+
 /// Takes forwards from the store to their lanes without a second read.
 pub trait Outlet: Send + Sync {
     /// A free place in the lane of `destination`, taken for a forward that is about to be committed. `None` when the
@@ -232,9 +242,8 @@ pub trait Store: Send + Sync {
     /// everything is let go. Until it has been done, nothing may be leased, nor a place given away.
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError>;
 
-    /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`],
-    /// [`StoreError::DiskFull`] and [`StoreError::Unreachable`] the forward is still in flight, so that the caller has to
-    /// settle it again.
+    /// Writes the end of an attempt; durable when it returns `Ok`. After an error that
+    /// [passes](StoreError::passes) the forward is still in flight, so that the caller has to settle it again.
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
 
     /// The delivery with this id.

@@ -299,7 +299,7 @@ impl Parts {
         Ok((page.found, page.next))
     }
 
-    /// Does it, again when the store is busy or full, until the job is cancelled.
+    /// Does it, again where the store's fault may pass, until the job is cancelled.
     async fn persist<T, F>(&self, entry: &Entry, act: impl Fn() -> F) -> Result<T, Early>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -311,7 +311,7 @@ impl Parts {
             }
             match act().await {
                 Ok(done) => return Ok(done),
-                Err(StoreError::Busy | StoreError::DiskFull) if tries < TRIES => tries += 1,
+                Err(error) if error.passes() && tries < TRIES => tries += 1,
                 Err(error) => return Err(Early::Failed(error)),
             }
             tokio::select! {

@@ -17,7 +17,7 @@ use crate::clock::{elapsed, later};
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
 use crate::replies::{ANSWER_BYTES_MAX, Reply};
-use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
+use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store};
 
 /// The first and the longest pause while the store cannot write the end of an attempt: soon after it can, it should have.
 const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -201,14 +201,14 @@ async fn settle(lane: &Lane, store: &dyn Store, settlement: Settlement) -> bool 
     loop {
         match store.settle(settlement.clone()).await {
             Ok(()) => return true,
-            Err(error @ (StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_))) => {
-                tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
-                return false;
-            }
-            Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Unreachable(_))) => {
+            Err(error) if error.passes() => {
                 tracing::debug!(destination = %lane.name, delivery = %settlement.id, %error, "settling again");
                 sleep(pause).await;
                 pause = (pause * 2).min(SETTLE_PAUSE.1);
+            }
+            Err(error) => {
+                tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
+                return false;
             }
         }
     }
