@@ -216,7 +216,10 @@ pub(super) fn told(job: &Job) -> String {
         text.push_str(&format!(", {} changed meanwhile and left alone", job.skipped));
     }
     if job.failed > 0 {
-        text.push_str(&format!(", {} not come to", job.failed));
+        text.push_str(&format!(", {} failed", job.failed));
+    }
+    if job.is_over() && job.left() > 0 {
+        text.push_str(&format!(", {} not come to", job.left()));
         if let Some(reached) = &job.reached {
             text.push_str(&format!("; it came to what was received at {reached}, go on with --since"));
         }
