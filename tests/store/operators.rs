@@ -246,6 +246,10 @@ pub(crate) async fn targets_are_what_a_change_fits_in_the_order_of_arrival(bench
     assert_eq!(bench.targeted(at_b, Change::Requeue).await, [target(two, b), target(waiting, b)]);
     let late = Filter { since: Some(at(3)), ..state(State::Dead) };
     assert_eq!(bench.targeted(late, Change::Requeue).await, [target(four, a)]);
+    // What has been purged is not brought back by who asks for everything.
+    assert_eq!(bench.changed(Change::Purge, &[(one, a)], at(5)).await, 1);
+    assert_eq!(bench.targeted(all(), Change::Requeue).await, requeued[1..]);
+    assert_eq!(bench.targeted(state(State::Cancelled), Change::Requeue).await, [target(one, a)]);
 }
 
 pub(crate) async fn a_replay_to_one_destination_leaves_the_others_alone(bench: Bench) {
