@@ -114,15 +114,16 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
     match endpoint.exchange(request, limit, connect_limit, kept_max).await {
         Ok(mut answer) => {
             let outcome = Outcome::of_status(answer.status.as_u16(), &destination.retry);
+            let secrets: Vec<_> = destination.secrets().collect();
             let reply = match is_expected {
-                true => passing::reply(outcome, &answer, &destination.headers),
+                true => passing::reply(outcome, &answer, &secrets),
                 false => Reply::Failed,
             };
             answer.body.truncate(KEPT_BYTES_MAX);
             End {
                 outcome,
                 status: Some(answer.status.as_u16()),
-                detail: readable(answer.body, &destination.headers),
+                detail: readable(answer.body, &secrets),
                 retry_after: retry_after(&answer.headers, clock.now()),
                 reply,
             }

@@ -681,6 +681,21 @@ fn retries() {
 }
 
 #[test]
+fn a_destination_knows_its_secrets() {
+    let config = accepted(&destination(
+        "sign = { scheme = \"standard-webhooks\", secret = { env = \"WHSEC\" } }\n\
+         headers = { X-Key = { value = \"of-a-header\" }, x-tenant = \"blue\" }\n\
+         auth = { basic = { user = \"gate\", password = { value = \"way\" } } }\n\
+         template = \"builtin:pagerduty\"\n\
+         template_values = { routing_key = { value = \"of-a-template\" }, colour = \"red\" }",
+    ));
+    let secrets: Vec<_> = config.destinations[0].secrets().map(String::from_utf8_lossy).collect();
+    assert_eq!(secrets.len(), 4, "{secrets:?}");
+    assert_eq!(secrets[..3], ["of-a-header", "Basic Z2F0ZTp3YXk=", "of-a-template"]);
+    assert!(secrets[3].starts_with("whsec_"), "{secrets:?}");
+}
+
+#[test]
 fn countersignature_and_headers() {
     let check = |line: &str, problem: &str| check(&destination(line), problem);
     let whsec = "secret = { env = \"WHSEC\" }";
