@@ -494,7 +494,14 @@ fn destinations() {
         "2:17: error: destination[0].order.key: `site_id` cannot be used: it does not say where to look",
     );
     check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
-    check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
+    check(
+        "order = \"strict\"\non_dead = \"stop\"",
+        "3:11: error: destination[0].on_dead: `stop` is not a choice here",
+    );
+    check(
+        "on_dead = \"continue\"",
+        "2:11: error: destination[0].on_dead: `on_dead` has no effect without `order`",
+    );
     check(
         "template = \"builtin:slak\"",
         "2:12: error: destination[0].template: there is no template `builtin:slak`",
