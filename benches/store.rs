@@ -85,6 +85,7 @@ async fn settle(store: Arc<Sqlite>, lease: Lease) {
         id: lease.delivery.id,
         destination: lease.destination,
         attempt: lease.attempt,
+        pending_since: lease.pending_since,
         next: Progress::Delivered,
         record: None,
     };

@@ -269,6 +269,21 @@ pub struct Destination {
     pub shape: Shape,
 }
 
+impl Destination {
+    /// Whatever it knows that nobody else may: headers, values of its template, and what its deliveries are signed with.
+    pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
+        let headers = self.headers.iter().map(|(_, value)| value).filter(|value| value.is_sensitive());
+        let values = self.shape.body.iter().flat_map(|body| &body.secrets);
+        // The same for every source.
+        let signer = self.sign.as_ref().and_then(|sign| match sign {
+            Countersign::Uniform(signer) => Some(&**signer),
+            Countersign::AsProvider(signers) => signers.first().map(|(_, signer)| signer),
+        });
+        let texts = values.chain(signer.map(Signer::secret)).map(Secret::expose);
+        headers.map(HeaderValue::as_bytes).chain(texts).filter(|secret| !secret.is_empty())
+    }
+}
+
 /// `destination.sign`
 #[derive(Debug, Clone)]
 pub enum Countersign {

@@ -9,7 +9,7 @@ pub mod causes;
 pub mod clock;
 pub mod id;
 pub mod identity;
-mod json;
+pub mod json;
 mod pages;
 pub mod rate;
 pub mod reader;

@@ -35,8 +35,7 @@ pub struct Matched {
 impl Matched {
     /// All destinations of `routes`.
     pub fn everything(routes: &[Route]) -> Self {
-        let mut destinations: Vec<_> = routes.iter().map(|route| Arc::clone(&route.destination)).collect();
-        destinations.dedup();
+        let destinations = routes.iter().map(|route| Arc::clone(&route.destination)).collect();
         Self { destinations, unjudged: Vec::new() }
     }
 }

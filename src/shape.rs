@@ -3,6 +3,8 @@
 
 use http::{HeaderName, HeaderValue, Method};
 
+use crate::secret::Secret;
+
 mod body;
 mod path;
 
@@ -31,4 +33,6 @@ pub struct Templated {
     pub template: BodyTemplate,
     /// What it is.
     pub content_type: HeaderValue,
+    /// Those of the template's values that are secret.
+    pub secrets: Vec<Secret>,
 }

@@ -82,6 +82,9 @@ pub struct Settlement {
     pub destination: Arc<str>,
     /// The attempt that ended; a settlement of any other attempt than the one in flight changes nothing.
     pub attempt: u32,
+    /// Since when the forward had been pending, as it was leased. Cancelled and replayed meanwhile, it has another attempt of
+    /// this number.
+    pub pending_since: Timestamp,
     /// What becomes of the forward.
     pub next: Progress,
     /// What to remember of the attempt; `None` when it never left the gateway (a drain gave the lease back).
@@ -173,6 +176,16 @@ pub enum StoreError {
     Read(String),
 }
 
+impl StoreError {
+    /// Whether the same may be done a while later.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Busy | Self::DiskFull | Self::Unreachable(_) => true,
+            Self::Latched(_) | Self::Closed | Self::Read(_) => false,
+        }
+    }
+}
+
 /// Takes forwards from the store to their lanes without a second read.
 pub trait Outlet: Send + Sync {
     /// A free place in the lane of `destination`, taken for a forward that is about to be committed. `None` when the
@@ -233,9 +246,8 @@ pub trait Store: Send + Sync {
     /// everything is let go. Until it has been done, nothing may be leased, nor a place given away.
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError>;
 
-    /// Writes the end of an attempt; durable when it returns `Ok`. After [`StoreError::Busy`],
-    /// [`StoreError::DiskFull`] and [`StoreError::Unreachable`] the forward is still in flight, so that the caller has to
-    /// settle it again.
+    /// Writes the end of an attempt; durable when it returns `Ok`. After an error that
+    /// [passes](StoreError::passes) the forward is still in flight, so that the caller has to settle it again.
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError>;
 
     /// The delivery with this id.

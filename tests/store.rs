@@ -90,6 +90,7 @@ macro_rules! conformance {
             what_waits_is_not_doubled
             a_purged_one_can_be_replayed_until_retention_takes_it
             what_is_cancelled_is_not_leased_and_not_settled
+            the_end_of_an_attempt_before_a_replay_changes_nothing
             depths_follow_what_operators_change
         );
         conformance!($engine, secrets:

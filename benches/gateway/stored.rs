@@ -93,6 +93,7 @@ fn fill(directory: &Path, count: u64) {
                         id: lease.delivery.id,
                         destination: lease.destination,
                         attempt: lease.attempt,
+                        pending_since: lease.pending_since,
                         next: Progress::Delivered,
                         record: Some(record),
                     };

@@ -54,7 +54,8 @@ pub struct JobOrder {
     pub q: Option<String>,
     /// To this destination.
     pub destination: Option<String>,
-    /// In this state: `delivered`, `dead` or `cancelled`. Dead letters are `dead`.
+    /// In this state: `delivered`, `dead` or `cancelled`, in which what was purged is, too. Dead letters are `dead`; replayed are
+    /// both `delivered` and `dead` ones, when absent.
     pub state: Option<String>,
     /// Whose latest attempt ended so.
     pub outcome: Option<String>,
@@ -85,7 +86,7 @@ pub struct Job {
     pub done: u64,
     /// Forwards that were changed by something else in the meantime, and so left alone.
     pub skipped: u64,
-    /// Forwards that were not changed because the job ended before.
+    /// Forwards that the store could not change, whereupon the job ended; it did not come to those after them.
     pub failed: u64,
     /// RFC 3339.
     pub started_at: String,
@@ -98,6 +99,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Forwards that match and that it has not come to, or not yet.
+    pub fn left(&self) -> u64 {
+        self.matched.saturating_sub(self.done + self.skipped + self.failed)
+    }
+
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
         self.ended_at.is_some()

@@ -227,9 +227,6 @@ impl Parts {
                 Err(Early::Cancelled) => None,
                 Err(Early::Failed(error)) => Some(error.to_string()),
             };
-            if job.state != "done" {
-                job.failed = job.matched.saturating_sub(job.done + job.skipped);
-            }
             job.clone()
         };
         let Job { id, kind, state, matched, done, skipped, failed, reached, error, .. } = job;
@@ -279,8 +276,12 @@ impl Parts {
     async fn change_batch(&self, plan: &Plan, entry: &Entry, batch: &[Target]) -> Result<(), Early> {
         let changed = self
             .persist(entry, || self.operators.change(plan.change, batch.to_vec(), self.clock.moment()))
-            .await?;
+            .await;
         let mut job = entry.lock();
+        if let Err(Early::Failed(_)) = &changed {
+            job.failed = batch.len() as u64;
+        }
+        let changed = changed?;
         job.done += changed.len() as u64;
         job.skipped += (batch.len() - changed.len()) as u64;
         job.matched = job.matched.max(job.done + job.skipped);
@@ -299,7 +300,7 @@ impl Parts {
         Ok((page.found, page.next))
     }
 
-    /// Does it, again when the store is busy or full, until the job is cancelled.
+    /// Does it, again where the store's fault may pass, until the job is cancelled.
     async fn persist<T, F>(&self, entry: &Entry, act: impl Fn() -> F) -> Result<T, Early>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -311,7 +312,7 @@ impl Parts {
             }
             match act().await {
                 Ok(done) => return Ok(done),
-                Err(StoreError::Busy | StoreError::DiskFull) if tries < TRIES => tries += 1,
+                Err(error) if error.passes() && tries < TRIES => tries += 1,
                 Err(error) => return Err(Early::Failed(error)),
             }
             tokio::select! {

@@ -64,6 +64,18 @@ impl Which {
         Ok(pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
     }
 
+    /// Whether it may select forwards to this destination whose latest attempt ended so.
+    pub(super) fn takes(&self, destination: &str, outcome: Option<&str>) -> bool {
+        self.destination.as_deref().is_none_or(|wanted| wanted == destination)
+            && self.outcome.as_deref().is_none_or(|wanted| Some(wanted) == outcome)
+    }
+
+    /// Whether it says nothing but where to, and how the latest attempt ended.
+    pub(super) fn is_about_forwards_only(&self) -> bool {
+        let others = [&self.source, &self.event, &self.delivery_id, &self.since, &self.until, &self.text];
+        others.iter().all(|given| given.is_none())
+    }
+
     /// As an order.
     pub(super) fn order(&self, how: &Pace) -> Result<JobOrder, Failure> {
         Ok(JobOrder {
@@ -216,7 +228,10 @@ pub(super) fn told(job: &Job) -> String {
         text.push_str(&format!(", {} changed meanwhile and left alone", job.skipped));
     }
     if job.failed > 0 {
-        text.push_str(&format!(", {} not come to", job.failed));
+        text.push_str(&format!(", {} failed", job.failed));
+    }
+    if job.is_over() && job.left() > 0 {
+        text.push_str(&format!(", {} not come to", job.left()));
         if let Some(reached) = &job.reached {
             text.push_str(&format!("; it came to what was received at {reached}, go on with --since"));
         }

@@ -53,7 +53,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
             query.push(("limit", limit.to_string()));
             query.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
             let dead: Dead = ask(gateway, Method::GET, &path("dead", &query))?;
-            if *json { print_json(&dead) } else { print(&dead) }
+            if *json { print_json(&dead) } else { print(&dead, which) }
         }
         Command::Replay(Many { which, pace, gateway, json }) => {
             follow(gateway, "/api/v1/dead/replay", &which.order(pace)?, *json)
@@ -64,23 +64,29 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
     }
 }
 
-fn print(dead: &Dead) -> Result<(), Failure> {
-    if dead.groups.is_empty() {
-        say("there are no dead letters");
-        return Ok(());
-    }
-    let rows: Vec<_> = dead
-        .groups
-        .iter()
+fn print(dead: &Dead, which: &Which) -> Result<(), Failure> {
+    // The gateway counts all, by these two.
+    let groups = dead.groups.iter().filter(|group| which.takes(&group.destination, group.outcome.as_deref()));
+    let rows: Vec<_> = groups
         .map(|group| {
             vec![group.destination.clone(), or_dash(group.outcome.as_deref()), group.count.to_string()]
         })
         .collect();
-    print_table(&["DESTINATION", "OUTCOME", "DEAD"], &rows);
-    if !dead.groups_complete {
-        say("(there are more: only the newest were counted)");
+    if rows.is_empty() && dead.groups_complete {
+        say(if dead.groups.is_empty() {
+            "there are no dead letters"
+        } else {
+            "there are no such dead letters"
+        });
+        return Ok(());
     }
-    say("");
+    if which.is_about_forwards_only() {
+        print_table(&["DESTINATION", "OUTCOME", "DEAD"], &rows);
+        if !dead.groups_complete {
+            say("(there are more: only the newest were counted)");
+        }
+        say("");
+    }
     print_deliveries(&dead.deliveries);
     if let Some(cursor) = &dead.cursor {
         say(&format!("more: --cursor {cursor}"));

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use clap::Subcommand;
 use countersign::admin::{Deliveries, DeliveryDetail, DeliverySummary, ForwardChoice, ForwardsChanged};
+use countersign::json;
 use http::{Method, StatusCode};
-use serde_json::value::RawValue;
 
 use super::ask::{Which, ask, escaped, inert, or_dash, path, print_json, print_table, send};
 use super::status::{Gateway, refusal};
@@ -251,60 +251,11 @@ fn body(detail: &DeliveryDetail) -> String {
     if detail.body_encoding != "utf-8" {
         return format!("(a body of {bytes} bytes that is no text; `--body` prints it)");
     }
-    let mut text = match serde_json::from_str::<&RawValue>(&detail.body) {
-        Ok(json) => laid_out(json.get()),
-        Err(_) => detail.body.clone(),
-    };
+    let mut text = json::indented(&detail.body).unwrap_or_else(|| detail.body.clone());
     if detail.body_truncated {
         text.push_str(&format!("\n(the beginning of {bytes} bytes; `--body` prints all)"));
     }
     inert(&text)
-}
-
-/// The same JSON with line ends and indents: no number or key is read and written anew.
-fn laid_out(json: &str) -> String {
-    let (mut text, mut depth, mut in_string, mut escaped) = (String::new(), 0usize, false, false);
-    let mut characters = json.chars().peekable();
-    let line = |text: &mut String, depth: usize| {
-        text.push('\n');
-        text.extend(std::iter::repeat_n("  ", depth));
-    };
-    while let Some(c) = characters.next() {
-        if in_string {
-            text.push(c);
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-            continue;
-        }
-        match c {
-            ' ' | '\t' | '\r' | '\n' => {}
-            '{' | '[' => {
-                text.push(c);
-                while characters.next_if(char::is_ascii_whitespace).is_some() {}
-                if let Some(end) = characters.next_if(|next| matches!(next, '}' | ']')) {
-                    text.push(end);
-                } else {
-                    depth += 1;
-                    line(&mut text, depth);
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                line(&mut text, depth);
-                text.push(c);
-            }
-            ',' => {
-                text.push(c);
-                line(&mut text, depth);
-            }
-            ':' => text.push_str(": "),
-            _ => {
-                text.push(c);
-                in_string = c == '"';
-            }
-        }
-    }
-    text
 }
 
 /// What is stored and what becomes of it, as the gateway tells it.
@@ -348,30 +299,4 @@ fn tail(source: Option<&str>, gateway: &Gateway, json: bool) -> Result<(), Failu
         }
     })?;
     Err(Failure::Unreachable("the gateway has ended the list of events".to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_is_laid_out_and_not_changed() {
-        let check = |json: &str, lines: &[&str]| assert_eq!(laid_out(json), lines.join("\n"));
-        check("{}", &["{}"]);
-        check("[ ]", &["[]"]);
-        check(
-            r#"{"a":1.0e400,"b":["x,{\"}",{}],"a":null}"#,
-            &[
-                "{",
-                "  \"a\": 1.0e400,",
-                "  \"b\": [",
-                r#"    "x,{\"}","#,
-                "    {}",
-                "  ],",
-                "  \"a\": null",
-                "}",
-            ],
-        );
-        check(r#"{"a":"\\"}"#, &["{", r#"  "a": "\\""#, "}"]);
-    }
 }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use countersign::admin::{Explained, Rejections, Reverification, Reverifications};
 use http::Method;
 
-use super::ask::{ask, escaped, print_json};
+use super::ask::{ask, escaped, inert, print_json};
 use super::status::Gateway;
 use super::{Failure, say};
 
@@ -149,11 +149,14 @@ fn print_explained(explained: &Explained) -> Result<(), Failure> {
     let Explained { rejection, headers, body_bytes, refused_now, causes, complete } = explained;
     say(&format!(
         "{} {} from {} at {}",
-        rejection.method, rejection.target, rejection.sender, rejection.received_at
+        inert(&rejection.method),
+        inert(&rejection.target),
+        rejection.sender,
+        rejection.received_at
     ));
     say(&format!("source {}: refused for {}", rejection.source, rejection.reason));
     for (name, value) in headers {
-        say(&format!("  {name}: {value}"));
+        say(&format!("  {}: {}", inert(name), inert(value)));
     }
     match body_bytes {
         Some(bytes) => say(&format!("  body of {bytes} bytes")),
@@ -164,8 +167,8 @@ fn print_explained(explained: &Explained) -> Result<(), Failure> {
         None => say("with the configuration in force: not refused"),
     }
     for cause in causes {
-        say(&format!("{}: {}", if cause.proven { "cause" } else { "perhaps" }, cause.text));
-        say(&format!("  to do: {}", cause.advice));
+        say(&format!("{}: {}", if cause.proven { "cause" } else { "perhaps" }, inert(&cause.text)));
+        say(&format!("  to do: {}", inert(&cause.advice)));
     }
     if !complete {
         say("not everything was tried: the body is large");

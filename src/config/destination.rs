@@ -135,7 +135,11 @@ fn read_order(table: &Table<'_>) -> Option<Order> {
                         \"header:X-Site\"";
     let on_dead =
         choice(table, "on_dead", OnDead::Park, &[("park", OnDead::Park), ("continue", OnDead::Continue)]);
-    let value = table.get("order")?;
+    let order = table.get("order");
+    if let Some(value) = table.get("on_dead").filter(|_| order.is_none()) {
+        value.wrong("`on_dead` has no effect without `order`", "an `order`, or leave it out");
+    }
+    let value = order?;
     if value.is_text() {
         return match value.text()? {
             "none" => None,

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, Uri};
 use super::destination::{read_header_name, read_header_value};
 use super::values::{Context, list, read_file, read_url, unreadable};
 use crate::reader::{Table, Value, nearest};
+use crate::secret::Secret;
 use crate::shape::{BodyTemplate, PathTemplate, Shape, Templated, builtin, builtins};
 
 /// A template is a page of text.
@@ -68,12 +69,13 @@ fn read_body(table: &Table<'_>, context: &Context<'_>) -> Option<Templated> {
         Some(value) => value.parse(HeaderValue::from_str, "a media type such as \"application/json\"")?,
         None => HeaderValue::from_static("application/json"),
     };
-    let values = values.map(|value| read_values(&value, context)).unwrap_or_default();
+    let mut secrets = Vec::new();
+    let values = values.map(|value| read_values(&value, &mut secrets, context)).unwrap_or_default();
     let value = given?;
     let name = value.text()?;
     let source = read_source(&value, name, context)?;
     match BodyTemplate::compile(name, &source, media.to_str().unwrap_or_default(), values) {
-        Ok(template) => Some(Templated { template, content_type: media }),
+        Ok(template) => Some(Templated { template, content_type: media, secrets }),
         Err(error) => {
             value.wrong(
                 error.to_string(),
@@ -107,13 +109,18 @@ fn read_source(value: &Value<'_>, name: &str, context: &Context<'_>) -> Option<S
     None
 }
 
-fn read_values(value: &Value<'_>, context: &Context<'_>) -> BTreeMap<String, String> {
+fn read_values(
+    value: &Value<'_>,
+    secrets: &mut Vec<Secret>,
+    context: &Context<'_>,
+) -> BTreeMap<String, String> {
     value.conceal(&["env", "file"]);
     let Some(table) = value.table("a table such as { routing_key = { env = \"PAGERDUTY_KEY\" } }") else {
         return BTreeMap::new();
     };
     let read = |(name, value): (String, Value<'_>)| {
         let text = read_header_value(&value, context)?;
+        secrets.extend(text.is_sensitive().then(|| Secret::new(text.as_bytes())).and_then(Result::ok));
         Some((name, String::from_utf8_lossy(text.as_bytes()).into_owned()))
     };
     table.entries().into_iter().filter_map(read).collect()

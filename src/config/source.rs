@@ -200,7 +200,10 @@ fn read_to(table: &Table<'_>, around: &Surroundings<'_>, context: &Context<'_>) 
     list(table, "to", HELP, |value| {
         let (route, at) = read_route(&value, around, context)?;
         if routes.iter().any(|other| other.destination == route.destination) {
-            at.wrong(format!("`{}` is named twice", route.destination), "name each destination once");
+            at.wrong(
+                format!("`{}` is named twice", route.destination),
+                "name each destination once: `events` takes several types, and `when` several conditions with `||`",
+            );
         }
         routes.push(route);
         Some(())

@@ -17,7 +17,7 @@ use crate::clock::{elapsed, later};
 use crate::config::Destination;
 use crate::forward::{Action, Fault, Input, Outcome, Progress, RESOURCES_PAUSE, step};
 use crate::replies::{ANSWER_BYTES_MAX, Reply};
-use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store, StoreError};
+use crate::store::{AttemptRecord, Lease, Settlement, Slot, Store};
 
 /// The first and the longest pause while the store cannot write the end of an attempt: soon after it can, it should have.
 const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -114,15 +114,16 @@ async fn send(lane: &Lane, destination: &Destination, endpoint: &Endpoint, lease
     match endpoint.exchange(request, limit, connect_limit, kept_max).await {
         Ok(mut answer) => {
             let outcome = Outcome::of_status(answer.status.as_u16(), &destination.retry);
+            let secrets: Vec<_> = destination.secrets().collect();
             let reply = match is_expected {
-                true => passing::reply(outcome, &answer, &destination.headers),
+                true => passing::reply(outcome, &answer, &secrets),
                 false => Reply::Failed,
             };
             answer.body.truncate(KEPT_BYTES_MAX);
             End {
                 outcome,
                 status: Some(answer.status.as_u16()),
-                detail: readable(answer.body, &destination.headers),
+                detail: readable(answer.body, &secrets),
                 retry_after: retry_after(&answer.headers, clock.now()),
                 reply,
             }
@@ -174,11 +175,12 @@ async fn conclude(
     }
     let id = lease.delivery.id;
     let outcome = record.as_ref().map(|record| record.outcome);
-    let attempt = lease.attempt;
+    let (attempt, pending_since) = (lease.attempt, lease.pending_since);
     // What does not count as an attempt is not remembered as one: the next has the same number.
     let uncounted = matches!(next, Progress::Waiting { attempts, .. } if attempts < attempt);
     let record = record.filter(|_| !uncounted);
-    let settlement = Settlement { id, destination: Arc::clone(&lane.name), attempt, next, record };
+    let destination = Arc::clone(&lane.name);
+    let settlement = Settlement { id, destination, attempt, pending_since, next, record };
     // The body is let go before a wait for the store, which may be long.
     drop(lease);
     if !settle(lane, store, settlement).await {
@@ -200,14 +202,14 @@ async fn settle(lane: &Lane, store: &dyn Store, settlement: Settlement) -> bool 
     loop {
         match store.settle(settlement.clone()).await {
             Ok(()) => return true,
-            Err(error @ (StoreError::Latched(_) | StoreError::Closed | StoreError::Read(_))) => {
-                tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
-                return false;
-            }
-            Err(error @ (StoreError::Busy | StoreError::DiskFull | StoreError::Unreachable(_))) => {
+            Err(error) if error.passes() => {
                 tracing::debug!(destination = %lane.name, delivery = %settlement.id, %error, "settling again");
                 sleep(pause).await;
                 pause = (pause * 2).min(SETTLE_PAUSE.1);
+            }
+            Err(error) => {
+                tracing::warn!(destination = %lane.name, delivery = %settlement.id, %error, "attempt not settled");
+                return false;
             }
         }
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use rustix::io::Errno;
 
 use crate::address::Reach;
@@ -182,22 +182,23 @@ fn read_pause(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
 }
 
 /// The beginning of an answer's body as text that is safe to show: without control characters, which a terminal would
-/// obey, and without the secrets among `headers`, which error pages like to repeat. (As they are; not in other codings.)
-pub(super) fn readable(mut body: Vec<u8>, headers: &[(HeaderName, HeaderValue)]) -> String {
+/// obey, and without `secrets`, which error pages like to repeat. (As they are; not in other codings.)
+pub(super) fn readable(mut body: Vec<u8>, secrets: &[&[u8]]) -> String {
     const HIDDEN: &[u8] = b"[secret]";
-    let secrets = headers.iter().map(|(_, value)| value).filter(|value| value.is_sensitive());
-    for secret in secrets.map(HeaderValue::as_bytes).filter(|secret| !secret.is_empty()) {
-        let mut at = 0;
-        while at < body.len() {
+    let mut at = 0;
+    while at < body.len() {
+        let rest = &body[at..];
+        let lengths = secrets.iter().filter_map(|secret| {
             // At the end, where the body may have been cut, the beginning of a secret is enough.
-            let length = secret.len().min(body.len() - at);
+            let length = secret.len().min(rest.len());
             let whole = length == secret.len() || length >= SECRET_BYTES_SHOWN_MAX;
-            if whole && body[at..at + length] == secret[..length] {
-                body.splice(at..at + length, HIDDEN.iter().copied());
-                at += HIDDEN.len();
-            } else {
-                at += 1;
-            }
+            (whole && rest[..length] == secret[..length]).then_some(length)
+        });
+        if let Some(length) = lengths.max() {
+            body.splice(at..at + length, HIDDEN.iter().copied());
+            at += HIDDEN.len();
+        } else {
+            at += 1;
         }
     }
     let shown =
@@ -232,17 +233,8 @@ mod tests {
 
     #[test]
     fn what_a_backend_says_is_safe_to_show() {
-        let header = |name, value, sensitive| {
-            let mut value = HeaderValue::from_static(value);
-            value.set_sensitive(sensitive);
-            (HeaderName::from_static(name), value)
-        };
-        let headers = [
-            header("x-tenant", "blue", false),
-            header("x-api-key", "k3y-k3y", true),
-            header("x-none", "", true),
-        ];
-        let check = |body: &[u8], expected: &str| assert_eq!(readable(body.to_vec(), &headers), expected);
+        let secrets = [&b"k3y-k3y"[..], b"longer", b"longer-by-far"];
+        let check = |body: &[u8], expected: &str| assert_eq!(readable(body.to_vec(), &secrets), expected);
         check(b"", "");
         check("für blue:\r\n\tfine".as_bytes(), "für blue:\n\tfine");
         check(
@@ -252,6 +244,7 @@ mod tests {
         check(b"bad key k3y-k3y, k3y-k3y-k3y!", "bad key [secret], [secret]-k3y!");
         check(b"cut off: k3y-k3", "cut off: [secret]");
         check(b"k3y-", "[secret]");
+        check(b"longer-by-far, longer-by-day", "[secret], [secret]-by-day");
         check(b"k3y", "k3y");
     }
 

@@ -158,7 +158,9 @@ impl Lane {
             state.breaker = Breaker::new();
         }
         state.unarranged |= old.order != new.order;
-        state.adaptive = adaptive(new.concurrency, state.adaptive.take());
+        // What another backend bears is not known.
+        let known = state.adaptive.take().filter(|_| old.url == new.url);
+        state.adaptive = adaptive(new.concurrency, known);
         let concurrency = allowed(new.concurrency, state.adaptive.as_ref());
         self.resize(&mut state, concurrency);
         self.publish(&state);
@@ -458,6 +460,27 @@ pub(super) mod tests {
         );
         lane.record(Fault::Nobody, Duration::ZERO);
         assert_eq!(lane.turn(4).map(|waits| waits.len()), Ok(4));
+    }
+
+    /// A slow machine behind a new URL was met with as many attempts at once as the fast one before had borne.
+    #[tokio::test]
+    async fn what_another_backend_bears_is_found_anew() {
+        let lane = lane(|destination| {
+            destination.concurrency = Concurrency::Adaptive(NonZeroUsize::new(64).unwrap());
+        });
+        lane.begin();
+        for _ in 0..10 {
+            lane.record(Fault::Nobody, Duration::from_millis(5));
+        }
+        let found = lane.lock().concurrency;
+        assert!(found > 1);
+        let mut changed = (*lane.destination()).clone();
+        changed.timeout *= 2;
+        lane.update(Arc::new(changed.clone()));
+        assert_eq!(lane.lock().concurrency, found);
+        changed.url = "http://127.0.0.1:10/".parse().unwrap();
+        lane.update(Arc::new(changed));
+        assert_eq!(lane.lock().concurrency, 1);
     }
 
     #[tokio::test]

@@ -1,8 +1,6 @@
 //! Which forwards of a destination have to wait for each other: those with one key go out one after the other, in the
 //! order of their arrival. Who is first is the store's to know.
 
-use std::fmt::Write as _;
-
 use sha2::{Digest as _, Sha256};
 
 use crate::delivery::Delivery;
@@ -44,7 +42,9 @@ impl Order {
     pub fn new(by: By, on_dead: OnDead) -> Self {
         let prefix = match &by {
             By::Strict => "strict:".to_owned(),
-            By::Value(place) => format!("{}:", hex(&Sha256::digest(place.to_string().as_bytes())[..4])),
+            By::Value(place) => {
+                format!("{}:", hex::encode(&Sha256::digest(place.to_string().as_bytes())[..4]))
+            }
         };
         Self { by, on_dead, prefix }
     }
@@ -68,20 +68,13 @@ impl Order {
         if let By::Value(place) = &self.by {
             let value = place.find(delivery).unwrap_or_default();
             if value.len() > VALUE_BYTES_MAX {
-                key.push_str(&hex(&Sha256::digest(&value)));
+                key.push_str(&hex::encode(Sha256::digest(&value)));
             } else {
                 key.push_str(&String::from_utf8_lossy(&value));
             }
         }
         key
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::answer::Rejection;
 use super::body::{self, Budget};
-use super::{BODY_BYTES_MAX, Ingest, Peer, Rejected, Settled, head};
+use super::{BODY_BYTES_MAX, HANDSHAKE, Ingest, Peer, Rejected, Settled, head};
 use crate::clock::from_milliseconds;
 use crate::config::{ReplayGuard, Source};
 use crate::delivery::{Delivery, Received};
@@ -322,6 +322,10 @@ impl Ingest {
         let delivery = verified.delivery();
         if !delivery.verification.verified {
             return Ok(Reverified::Refused("unverified"));
+        }
+        // Its sender had no answer then, and gets none now; it says nothing that a backend waits for.
+        if !source.forward_handshake && source.verifier.signed_handshake(&verified).is_some() {
+            return Ok(Reverified::Refused(HANDSHAKE));
         }
         if delivery.delivery_id.is_none() && !source.accept_missing_id {
             return Ok(Reverified::Refused(Refusal::IdMissing.label()));

@@ -17,8 +17,11 @@ use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::replies::{Answer, Backends, Expected, Reply};
 
-/// Bytes of answers that are kept for duplicates, of all sources together; the oldest go first.
+/// Memory for answers that are kept for duplicates, of all sources together; the oldest go first.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// What the cache and its maps take for an answer, whatever is in it, and for each of its headers.
+const ENTRY_BYTES: usize = 512;
+const HEADER_BYTES: usize = 128;
 /// For how long: providers that wait for an answer repeat a request within minutes.
 const KEPT_FOR: Duration = Duration::from_mins(10);
 
@@ -54,10 +57,9 @@ pub(super) struct First {
 
 impl Sync {
     pub(super) fn new(backends: Arc<dyn Backends>) -> Self {
-        let weight = |_: &Id, kept: &Arc<Kept>| u32::try_from(kept.answer.bytes()).unwrap_or(u32::MAX);
         let kept = Cache::builder()
             .max_capacity(KEPT_BYTES_MAX)
-            .weigher(weight)
+            .weigher(|_, kept: &Arc<Kept>| kept.weight())
             .time_to_live(KEPT_FOR)
             // Whoever asks once is as likely to ask as anybody.
             .eviction_policy(EvictionPolicy::lru())
@@ -153,6 +155,14 @@ impl Sync {
     }
 }
 
+impl Kept {
+    /// The memory that it takes, in bytes.
+    fn weight(&self) -> u32 {
+        let bytes = ENTRY_BYTES + self.answer.headers.len() * HEADER_BYTES + self.answer.bytes();
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
 impl Underway {
     /// A map is whole whatever happened to whom.
     fn lock(&self) -> MutexGuard<'_, HashMap<Id, watch::Receiver<Option<Told>>>> {
@@ -166,5 +176,38 @@ impl Drop for First {
         if underway.get(&self.id).is_some_and(|told| told.same_channel(&self.told.subscribe())) {
             underway.remove(&self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, StatusCode};
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Backends for Nobody {
+        fn expect(&self, _: Id, _: &str) -> Option<Expected> {
+            None
+        }
+    }
+
+    /// Empty answers weighed nothing once, so that any number of them was kept.
+    #[tokio::test]
+    async fn an_answer_that_says_little_takes_room_too() {
+        let sync = Sync::new(Arc::new(Nobody));
+        let mut headers = HeaderMap::new();
+        headers.insert("x", HeaderValue::from_static("y"));
+        let answer = Arc::new(Answer { status: StatusCode::OK, headers, body: Bytes::new() });
+        let kept = Arc::new(Kept { answer, destination: "legacy".into() });
+        assert_eq!(kept.weight() as usize, ENTRY_BYTES + HEADER_BYTES + 2);
+        for number in 0..40_000_u128 {
+            sync.kept.insert(Id::from_bytes(number.to_be_bytes()), Arc::clone(&kept)).await;
+        }
+        sync.kept.run_pending_tasks().await;
+        let most = KEPT_BYTES_MAX / u64::from(kept.weight());
+        assert!((1..=most).contains(&sync.kept.entry_count()), "{} of {most}", sync.kept.entry_count());
     }
 }

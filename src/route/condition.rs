@@ -107,9 +107,8 @@ impl Condition {
         let mut check =
             Check { text, places: &places, scope: Vec::new(), patterns: HashMap::new(), errors: Vec::new() };
         check.expression(&expression, 0);
-        if matches!(&expression.expr, Expr::Literal(literal) if !matches!(literal, LiteralValue::Boolean(_)))
-        {
-            check.wrong(&expression, "a condition is true or false");
+        if let Some(other) = never_boolean(&expression) {
+            check.wrong(other, "a condition is true or false, and this is neither");
         }
         let Check { patterns, errors, .. } = check;
         if !errors.is_empty() {
@@ -159,6 +158,41 @@ impl fmt::Debug for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Condition").field(&self.text).finish()
     }
+}
+
+/// What is certain to be neither true nor false, where that would make the whole so. What is in a body is not known.
+fn never_boolean(expression: &IdedExpr) -> Option<&IdedExpr> {
+    let is_other = match &expression.expr {
+        Expr::Literal(literal) => !matches!(literal, LiteralValue::Boolean(_)),
+        Expr::List(_) => true,
+        Expr::Ident(name) => name != "body" && VARIABLES.contains(&name.as_str()),
+        Expr::Call(call) => match (call.func_name.as_str(), &call.args[..]) {
+            (operators::CONDITIONAL, [_, one, other])
+            | (operators::LOGICAL_AND | operators::LOGICAL_OR, [one, other]) => {
+                return never_boolean(one).or_else(|| never_boolean(other));
+            }
+            (operators::LOGICAL_NOT, [negated]) => return never_boolean(negated),
+            (
+                operators::ADD
+                | operators::SUBSTRACT
+                | operators::MULTIPLY
+                | operators::DIVIDE
+                | operators::MODULO
+                | operators::NEGATE
+                | "bytes"
+                | "double"
+                | "int"
+                | "size"
+                | "string"
+                | "type"
+                | "uint",
+                _,
+            ) => true,
+            _ => false,
+        },
+        _ => false,
+    };
+    is_other.then_some(expression)
 }
 
 /// What is checked before anything is judged: names, nesting and patterns.
@@ -408,6 +442,11 @@ mod tests {
         check("event.matches(body.pattern)", 18, "must stand in the condition");
         check("event.matches('(a{100}){100}')", 14, "too large");
         check("'text'", 0, "true or false");
+        check("1 + 2", 2, "true or false");
+        check("event", 0, "true or false");
+        check("event == 'a' && size(body.l)", 20, "true or false");
+        check("body.a ? [1] : true", 9, "true or false");
+        check("!(1)", 2, "true or false");
         check("{'a': 1}.a == 1", 0, "makes no maps");
         check("x.all(y, true)", 0, "there is no variable `x`");
         check(&"x".repeat(TEXT_BYTES_MAX + 1), 0, "at most 2048 are allowed");

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use minijinja::machinery::{Instruction, get_compiled_template};
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::de::IgnoredAny;
@@ -89,6 +90,9 @@ impl BodyTemplate {
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(|error| TemplateError::of(name, source, &error))?;
+        if let Some((at, message)) = unknown(&environment) {
+            return Err(TemplateError::at(name, source, at, message));
+        }
         Ok(Self { name: name.into(), environment: Arc::new(environment), is_json, values: Arc::new(values) })
     }
 
@@ -104,11 +108,10 @@ impl BodyTemplate {
         now: Timestamp,
     ) -> Result<Bytes, TemplateError> {
         let template = self.environment.get_template(NAME);
-        let source = template.as_ref().map(|template| template.source().to_owned()).unwrap_or_default();
-        let context = self.context(delivery, attempt, replay, now);
+        let template = template.map_err(|error| TemplateError::of(&self.name, "", &error))?;
         let made = template
-            .and_then(|template| template.render(context))
-            .map_err(|error| TemplateError::of(&self.name, &source, &error))?;
+            .render(self.context(delivery, attempt, replay, now))
+            .map_err(|error| TemplateError::of(&self.name, template.source(), &error))?;
         if self.is_json
             && let Err(error) = serde_json::from_str::<IgnoredAny>(&made)
         {
@@ -160,9 +163,6 @@ impl fmt::Debug for BodyTemplate {
 
 impl TemplateError {
     fn of(name: &str, source: &str, error: &Error) -> Self {
-        let at = error.range().map_or(0, |range| source.floor_char_boundary(range.start));
-        let start = source[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        let column = if error.range().is_some() { source[start..at].chars().count() + 1 } else { 1 };
         let kind = error.kind();
         // The detail of a failed operation may quote values, and this goes into logs.
         let message = match (kind, error.detail()) {
@@ -177,8 +177,41 @@ impl TemplateError {
             }
             _ => kind.to_string(),
         };
-        Self { name: name.to_owned(), line: error.line().unwrap_or(1), column, message }
+        match error.range() {
+            Some(range) => Self::at(name, source, range.start, message),
+            None => Self { name: name.to_owned(), line: error.line().unwrap_or(1), column: 1, message },
+        }
     }
+
+    fn at(name: &str, source: &str, at: usize, message: String) -> Self {
+        let before = &source[..source.floor_char_boundary(at)];
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let (line, column) = (before.matches('\n').count() + 1, before[start..].chars().count() + 1);
+        Self { name: name.to_owned(), line, column, message }
+    }
+}
+
+/// A filter or a test that there is not, and where. The engine looks for them when it comes to them, which may be never until
+/// the one delivery that matters.
+fn unknown(environment: &Environment<'_>) -> Option<(usize, String)> {
+    let template = environment.get_template(NAME).ok()?;
+    let instructions = &get_compiled_template(&template).instructions;
+    let mut state = environment.empty_state();
+    let mut unknown = |instruction: &Instruction<'_>| match instruction {
+        Instruction::ApplyFilter(name, ..) => {
+            let kind = state.apply_filter(name, &[]).err()?.kind();
+            (kind == ErrorKind::UnknownFilter).then(|| format!("there is no filter `{name}`"))
+        }
+        Instruction::PerformTest(name, ..) => {
+            let kind = state.perform_test(name, &[]).err()?.kind();
+            (kind == ErrorKind::UnknownTest).then(|| format!("there is no test `{name}`"))
+        }
+        _ => None,
+    };
+    (0..).map_while(|at| Some((at, instructions.get(at)?))).find_map(|(at, instruction)| {
+        let message = unknown(instruction)?;
+        Some((instructions.get_span(at).map_or(0, |span| span.start_offset as usize), message))
+    })
 }
 
 /// `body | pointer("/a/0/b")`: the value there (RFC 6901), undefined when there is none.
@@ -308,7 +341,13 @@ mod tests {
         );
         check("{% for x in range(100000) %}{{ x }}{{ body.n }}{% endfor %}", "text/plain", "t.j2:1:");
         check("{% for x in [1] %}", "text/plain", "at load: t.j2:1:");
-        check("\n{{ x | nothing }}", "text/plain", "t.j2:2:");
+        check("\n{{ x | nothing }}", "text/plain", "at load: t.j2:2:8: there is no filter `nothing`");
+        check(
+            "{% macro m(x) %}ä{% if x is strange %}{% endif %}{% endmacro %}",
+            "text/plain",
+            "at load: t.j2:1:29: there is no test `strange`",
+        );
+        check("{% filter nothing %}{% endfilter %}", "text/plain", "at load: t.j2:1:");
         check("{% include 'other' %}", "text/plain", "at load: t.j2:1:");
         assert_eq!(
             rendered("{{ body.x }}", "text/plain", b"no JSON").unwrap_err(),

@@ -73,6 +73,13 @@ impl Filter {
             && self.destination.as_deref().is_none_or(|wanted| *forward.destination == *wanted)
             && self.outcome.as_deref().is_none_or(|wanted| forward.outcome.as_deref() == Some(wanted))
     }
+
+    /// Whether `change` is to be made to a forward. What was cancelled or purged was meant to be: only a filter that names this
+    /// state brings it back.
+    pub(super) fn targets(&self, forward: &ForwardStatus, change: Change) -> bool {
+        let is_meant = self.state.is_some() || forward.state != State::Cancelled;
+        is_meant && self.wants(forward) && change.fits(forward.state)
+    }
 }
 
 /// A part of what was asked for.

@@ -35,6 +35,8 @@ use key::SigningKey;
 pub struct Signer {
     scheme: Scheme,
     credential: Credential,
+    /// As it was given.
+    secret: Secret,
 }
 
 #[derive(Debug, Clone)]
@@ -96,7 +98,12 @@ impl Signer {
                 Credential::Token(rule.at.clone(), token)
             }
         };
-        Ok(Self { scheme, credential })
+        Ok(Self { scheme, credential, secret: secret.clone() })
+    }
+
+    /// The secret that it signs with, as it was given.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// The headers that the provider would send at `now`, where it has its proof in them: signature or token, timestamp, delivery id, event type, as

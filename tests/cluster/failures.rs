@@ -1,6 +1,7 @@
 //! When the database, a connection to it or a gateway fails, nothing that was acknowledged is lost, nothing is accepted twice,
 //! and nobody has to do anything for it to go on.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 

@@ -494,7 +494,14 @@ fn destinations() {
         "2:17: error: destination[0].order.key: `site_id` cannot be used: it does not say where to look",
     );
     check("order = {}", "2:9: error: destination[0].order.key: `key` is missing");
-    check("on_dead = \"stop\"", "2:11: error: destination[0].on_dead: `stop` is not a choice here");
+    check(
+        "order = \"strict\"\non_dead = \"stop\"",
+        "3:11: error: destination[0].on_dead: `stop` is not a choice here",
+    );
+    check(
+        "on_dead = \"continue\"",
+        "2:11: error: destination[0].on_dead: `on_dead` has no effect without `order`",
+    );
     check(
         "template = \"builtin:slak\"",
         "2:12: error: destination[0].template: there is no template `builtin:slak`",
@@ -678,6 +685,21 @@ fn retries() {
     let expected = Schedule::Exponential { initial: two_hours, factor: 2.0, max: two_hours };
     assert_eq!((&destination.retry.schedule, destination.breaker), (&expected, None));
     assert_eq!(destination.connect_timeout, Duration::from_secs(2));
+}
+
+#[test]
+fn a_destination_knows_its_secrets() {
+    let config = accepted(&destination(
+        "sign = { scheme = \"standard-webhooks\", secret = { env = \"WHSEC\" } }\n\
+         headers = { X-Key = { value = \"of-a-header\" }, x-tenant = \"blue\" }\n\
+         auth = { basic = { user = \"gate\", password = { value = \"way\" } } }\n\
+         template = \"builtin:pagerduty\"\n\
+         template_values = { routing_key = { value = \"of-a-template\" }, colour = \"red\" }",
+    ));
+    let secrets: Vec<_> = config.destinations[0].secrets().map(String::from_utf8_lossy).collect();
+    assert_eq!(secrets.len(), 4, "{secrets:?}");
+    assert_eq!(secrets[..3], ["of-a-header", "Basic Z2F0ZTp3YXk=", "of-a-template"]);
+    assert!(secrets[3].starts_with("whsec_"), "{secrets:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use countersign::forward::Progress;
 use countersign::secret::Secret;
 use countersign::verify::{Message, Signer, preset};
 use hmac::{Hmac, KeyInit, Mac};
-use http::Method;
+use http::{HeaderValue, Method};
 use sha2::Sha256;
 
 use crate::backend::{Backend, Reply, Seen};
@@ -198,6 +198,23 @@ async fn a_delivery_whose_source_is_gone_is_a_dead_letter_that_says_so() {
     assert_eq!(record.outcome, "unsendable");
     assert!(record.detail.contains("there is no source `another` any more"), "{}", record.detail);
     assert_eq!(backend.count(), 0);
+}
+
+/// `enforcement = "observe"` lets through what does not verify. Signed again, a forgery was genuine to the backend.
+#[tokio::test]
+async fn what_was_not_verified_is_not_signed_again() {
+    let backend = Backend::always(Reply::status(200)).await;
+    let gateway = Gateway::start([configured("github", OURS, &backend.url("/"))]);
+    let mut sent = delivery(BODY);
+    sent.verification.verified = false;
+    sent.headers.insert("x-hub-signature-256", HeaderValue::from_static("sha256=f0"));
+    gateway.forward(sent, "legacy");
+    eventually("it is settled", || gateway.delivered() == 1).await;
+    let seen = backend.seen().remove(0);
+    assert_eq!(
+        (seen.one("x-hub-signature-256"), seen.one("countersign-verified")),
+        ("sha256=f0".to_owned(), "false".to_owned())
+    );
 }
 
 /// With the providers' own SDKs, which `tests/sdk/install` installs where it can, on a clock that says when it is.

@@ -121,3 +121,17 @@ async fn a_method_may_be_set_without_a_template() {
     assert!(seen.line.starts_with(Method::PATCH.as_str()), "{}", seen.line);
     assert_eq!(seen.body, BODY);
 }
+
+/// An error page repeated the key that a template had put into the body, and it stood in the history of attempts.
+#[tokio::test]
+async fn a_secret_of_a_template_is_not_shown_when_a_backend_repeats_it() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("t.j2"), "{\"key\": {{ values.key }}}").unwrap();
+    let lines = "template = \"t.j2\"\ntemplate_values = { key = { value = \"r0uting-k3y\" } }";
+    let page = b"HTTP/1.1 400 X\r\ncontent-length: 24\r\n\r\nno such key: r0uting-k3y";
+    let backend = Backend::always(Reply::Send(page.to_vec())).await;
+    let gateway = Gateway::start([configured(directory.path(), &backend.url("/"), lines)]);
+    gateway.forward(delivery(BODY), "legacy");
+    assert_eq!(gateway.first_record().await.detail, "no such key: [secret]");
+    assert_eq!(backend.seen()[0].body, b"{\"key\": \"r0uting-k3y\"}".as_slice());
+}

@@ -96,6 +96,37 @@ fn a_refused_request_is_explained_and_let_in_once_when_the_secret_has_been_mende
     assert_eq!(backend.eventually_got(1).len(), 1);
 }
 
+/// The beginning of a terminal's commands may stand in a header, as a character of its own.
+#[test]
+fn what_a_stranger_sent_is_no_command_to_a_terminal() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&config(&backend, &source("github", OTHER, "")));
+    let forged = Post::signed("github", "/webhooks/github", "d-1", "push", &body("d-1"))
+        .with("X-Note", "\u{9b}2J\u{9d}0;owned\u{9c}");
+    assert_eq!(forged.send(gateway.listen).status, 401);
+    let (code, text, _) = command(&gateway, &["rejections", "explain", &ids(&gateway)[0]]);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("x-note: \u{fffd}2J\u{fffd}0;owned\u{fffd}"), "{text:?}");
+}
+
+/// Its sender had gone without the answer that it asked for. Let in later, it went to a backend that knows nothing of it.
+#[test]
+fn a_handshake_is_let_in_later_only_where_it_is_forwarded() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&config(&backend, &source("slack", OTHER, "")));
+    let asked = br#"{"type":"url_verification","challenge":"3eZbrw1a"}"#;
+    assert_eq!(Post::signed("slack", "/webhooks/slack", "d-1", "x", asked).send(gateway.listen).status, 401);
+    let id = ids(&gateway).remove(0);
+    let reverified = |more: &str| {
+        gateway.rewrite(&config(&backend, &source("slack", SECRET, more)));
+        assert_eq!(command(&gateway, &["reload"]).0, Some(0));
+        command(&gateway, &["rejections", "reverify", &id])
+    };
+    assert_eq!(reverified("").1, format!("{id} refused: handshake\n"));
+    assert_eq!(reverified("forward_handshake = true").1, format!("{id} stored\n"));
+    assert_eq!(backend.eventually_got(1)[0].body, asked);
+}
+
 /// A duplicate stays one: the sender's own retry came first.
 #[test]
 fn what_has_been_accepted_meanwhile_is_a_duplicate() {

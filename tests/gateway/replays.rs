@@ -147,7 +147,7 @@ fn a_slow_replay_tells_how_far_it_is_and_can_be_cancelled() {
     assert!(code == Some(0) && text.starts_with(id), "{text}");
     eventually("the job ends", || get(&gateway, &format!("jobs/{id}"))["state"] == "cancelled");
     let ended = get(&gateway, &format!("jobs/{id}"));
-    assert_eq!((&ended["done"], &ended["failed"]), (&1.into(), &19.into()));
+    assert_eq!((&ended["done"], &ended["failed"]), (&1.into(), &0.into()), "it did not come to the rest");
     assert_eq!(post(&gateway, &format!("jobs/{id}/cancel"), json!({})).0, 409);
     backend.eventually_got(21);
     settled(&gateway);

@@ -15,7 +15,7 @@ use crate::support::{Gateway, PATIENCE, eventually};
 
 const MIB: usize = 1 << 20;
 /// What the connections on which the store reads keep of pages, each when it is first needed.
-const READERS_KEEP: u64 = 8 << 20;
+const READERS_KEEP: u64 = 4 << 20;
 
 /// The most memory that the process has held since [`forget_peak`].
 fn peak_bytes(gateway: &Gateway) -> u64 {

@@ -272,6 +272,10 @@ pub(crate) async fn targets_are_what_a_change_fits_in_the_order_of_arrival(bench
     assert_eq!(bench.targeted(at_b, Change::Requeue).await, [target(two, b), target(waiting, b)]);
     let late = Filter { since: Some(at(3)), ..state(State::Dead) };
     assert_eq!(bench.targeted(late, Change::Requeue).await, [target(four, a)]);
+    // What has been purged is not brought back by who asks for everything.
+    assert_eq!(bench.changed(Change::Purge, &[(one, a)], at(5)).await, 1);
+    assert_eq!(bench.targeted(all(), Change::Requeue).await, requeued[1..]);
+    assert_eq!(bench.targeted(state(State::Cancelled), Change::Requeue).await, [target(one, a)]);
 }
 
 pub(crate) async fn a_replay_to_one_destination_leaves_the_others_alone(bench: Bench) {
@@ -326,6 +330,25 @@ pub(crate) async fn what_is_cancelled_is_not_leased_and_not_settled(bench: Bench
     assert!(bench.leased("a", at(100)).await.is_empty());
     assert_eq!(bench.ids(state(State::Cancelled)).await, [other, id]);
     assert_eq!(bench.depth("a"), Depth::default());
+}
+
+/// The attempt of before was under way when an operator cancelled its forward and then replayed it. It had the same number as
+/// the first attempt of the replay, and its end was taken for that one's: "delivered", while it was being sent.
+pub(crate) async fn the_end_of_an_attempt_before_a_replay_changes_nothing(bench: Bench) {
+    let id = bench.stored(draft("1")).await;
+    let before = bench.leased_one("a", at(0)).await;
+    assert_eq!(bench.changed(Change::Cancel, &[(id, "a")], at(1)).await, 1);
+    assert_eq!(bench.changed(Change::Requeue, &[(id, "a")], at(2)).await, 1);
+    bench.settle(&before, Progress::Delivered, at(3)).await;
+    let after = bench.leased_one("a", at(3)).await;
+    assert_eq!((before.attempt, after.attempt), (1, 1));
+    bench.settle(&before, Progress::Delivered, at(4)).await;
+    bench.settle(&before, Progress::Waiting { due_at: at(5), attempts: 0 }, at(4)).await;
+    let forward = bench.store.history(id).await.unwrap().forwards.remove(0);
+    assert_eq!((forward.state, forward.attempts, forward.outcome), (State::InFlight, 1, None));
+    assert_eq!(bench.depth("a"), Depth { pending: 1, dead: 0, oldest: Some(at(2)) });
+    bench.settle(&after, Progress::Delivered, at(6)).await;
+    assert_eq!(bench.store.history(id).await.unwrap().forwards[0].state, State::Delivered);
 }
 
 pub(crate) async fn depths_follow_what_operators_change(mut bench: Bench) {

@@ -98,6 +98,7 @@ pub(crate) fn settlement(lease: &Lease, next: Progress, record: Option<AttemptRe
         id: lease.delivery.id,
         destination: Arc::clone(&lease.destination),
         attempt: lease.attempt,
+        pending_since: lease.pending_since,
         next,
         record,
     }

@@ -4,14 +4,12 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::IgnoredAny;
 
 use crate::admin::DeliveryDetail;
+use crate::json;
 
 /// Bytes that are shown of what is not text.
 const HEX_MAX: usize = 4 << 10;
-/// Characters that indentation may make of a body.
-const PRETTY_MAX: usize = 1 << 20;
 
 /// A body as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,62 +28,10 @@ pub(super) fn shown(delivery: &DeliveryDetail, raw: bool) -> Shown {
         // Our own encoding.
         return Shown::Hex(hex(&STANDARD.decode(&delivery.body).unwrap_or_default()));
     }
-    match (!raw).then(|| pretty(&delivery.body)).flatten() {
+    match (!raw).then(|| json::indented(&delivery.body)).flatten() {
         Some(text) => Shown::Pretty(text),
         None => Shown::Text(delivery.body.clone()),
     }
-}
-
-/// JSON with lines and indentation, and every other character as it came: order, numbers and escapes are what was signed.
-/// `None` for what is no JSON, or would be too long.
-pub(super) fn pretty(text: &str) -> Option<String> {
-    serde_json::from_str::<IgnoredAny>(text).ok()?;
-    let mut pretty = String::with_capacity(text.len() * 2);
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    let mut rest = text.chars().peekable();
-    let line = |pretty: &mut String, depth: usize| {
-        pretty.push('\n');
-        pretty.extend(std::iter::repeat_n("  ", depth));
-    };
-    while let Some(c) = rest.next() {
-        if pretty.len() > PRETTY_MAX {
-            return None;
-        }
-        if in_string {
-            pretty.push(c);
-            in_string = escaped || c != '"';
-            escaped = c == '\\' && !escaped;
-            continue;
-        }
-        match c {
-            ' ' | '\t' | '\n' | '\r' => {}
-            '{' | '[' => {
-                pretty.push(c);
-                while rest.next_if(char::is_ascii_whitespace).is_some() {}
-                if let Some(end) = rest.next_if(|next| matches!(next, '}' | ']')) {
-                    pretty.push(end);
-                } else {
-                    depth += 1;
-                    line(&mut pretty, depth);
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                line(&mut pretty, depth);
-                pretty.push(c);
-            }
-            ',' => {
-                pretty.push(c);
-                line(&mut pretty, depth);
-            }
-            ':' => pretty.push_str(": "),
-            c => {
-                in_string = c == '"';
-                pretty.push(c);
-            }
-        }
-    }
-    Some(pretty)
 }
 
 /// The beginning, in rows of sixteen.
@@ -154,25 +100,6 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::admin::DeliverySummary;
-
-    #[test]
-    fn pretty_changes_white_space_only() {
-        let check =
-            |text: &str, expected: Option<&str>| assert_eq!(pretty(text).as_deref(), expected, "{text}");
-        check(
-            r#"{"b":1.50,"a":[ ],"c":{"x":"\" {,}: \\"},"d":[1,{}]}"#,
-            Some(
-                "{\n  \"b\": 1.50,\n  \"a\": [],\n  \"c\": {\n    \"x\": \"\\\" {,}: \\\\\"\n  },\n  \"d\": [\n    1,\n    {}\n  ]\n}",
-            ),
-        );
-        check("\"<script>\"", Some("\"<script>\""));
-        check("{", None);
-        check("", None);
-        check("a=b", None);
-        // Deep and wide: a few kilobytes would become many.
-        let deep = format!("{}{}{}", "[".repeat(120), vec!["1"; 40_000].join(","), "]".repeat(120));
-        check(&deep, None);
-    }
 
     #[test]
     fn bytes_are_shown_with_their_places() {

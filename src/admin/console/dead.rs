@@ -231,7 +231,8 @@ async fn job(
                     div { dt { "Matched" } dd { (number(job.matched)) } }
                     div { dt { "Done" } dd { (number(job.done)) } }
                     div { dt { "Left alone" } dd { (number(job.skipped)) } }
-                    div { dt { "Not reached" } dd { (number(job.failed)) } }
+                    div { dt { "Failed" } dd { (number(job.failed)) } }
+                    @if !job.order.dry_run { div { dt { "Not reached" } dd { (number(job.left())) } } }
                     div { dt { "By" } dd { (plain(&job.by)) } }
                     div { dt { "Began" } dd { (time(&job.started_at)) } }
                     div { dt { "Ended" } dd { @match &job.ended_at { Some(at) => { (time(at)) } None => { "–" } } } }

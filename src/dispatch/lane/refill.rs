@@ -32,20 +32,11 @@ impl Lane {
                 let done = self.rein_in(&*store).await;
                 rein_in_at = (!done).then(|| Instant::now() + TROUBLE_REST.1);
             }
-            match self.arrange(&*store).await {
-                Ok(()) => {}
-                Err(StoreError::Latched(_) | StoreError::Closed) => return,
-                Err(
-                    error @ (StoreError::Busy
-                    | StoreError::DiskFull
-                    | StoreError::Unreachable(_)
-                    | StoreError::Read(_)),
-                ) => {
-                    tracing::warn!(destination = %self.name, %error, "bringing forwards into order failed");
-                    self.rest(trouble).await;
-                    trouble = (trouble * 2).min(TROUBLE_REST.1);
-                    continue;
+            if let Err(error) = self.arrange(&*store).await {
+                if !self.bear(&error, "bringing forwards into order", &mut trouble).await {
+                    return;
                 }
+                continue;
             }
             let Some(mut slots) = self.acquire().await else { return };
             let waits = match self.turn(slots.num_permits()) {
@@ -61,6 +52,7 @@ impl Lane {
             let leased = store.lease(&self.name, waits.len(), now).await;
             let found = leased.as_ref().map_or(0, Vec::len);
             self.end_turn(waits.len(), found);
+            // Nothing is known of what is due later while there is more that is due now.
             let due = match leased {
                 Ok(leases) => {
                     let short = leases.len() < waits.len();
@@ -69,7 +61,7 @@ impl Lane {
                         let attempt = attempt::run(Arc::clone(&self), Arc::clone(&store), lease, slot, wait);
                         self.shared.tasks.spawn(attempt);
                     }
-                    if short { store.next_due(&self.name).await } else { continue }
+                    if short { store.next_due(&self.name).await.map(Some) } else { Ok(None) }
                 }
                 Err(error) => Err(error),
             };
@@ -77,23 +69,31 @@ impl Lane {
             match due {
                 Ok(due) => {
                     trouble = TROUBLE_REST.0;
-                    let rest = due.map_or(REST_MAX, |due| self.shared.clock.steady().until(due));
-                    let longest = if rein_in_at.is_some() { TROUBLE_REST.1 } else { REST_MAX };
-                    self.rest(rest.clamp(REST_MIN, longest)).await;
+                    if let Some(due) = due {
+                        let rest = due.map_or(REST_MAX, |due| self.shared.clock.steady().until(due));
+                        let longest = if rein_in_at.is_some() { TROUBLE_REST.1 } else { REST_MAX };
+                        self.rest(rest.clamp(REST_MIN, longest)).await;
+                    }
                 }
-                Err(StoreError::Latched(_) | StoreError::Closed) => return,
-                Err(
-                    error @ (StoreError::Busy
-                    | StoreError::DiskFull
-                    | StoreError::Unreachable(_)
-                    | StoreError::Read(_)),
-                ) => {
-                    tracing::warn!(destination = %self.name, %error, "taking forwards from the store failed");
-                    self.rest(trouble).await;
-                    trouble = (trouble * 2).min(TROUBLE_REST.1);
+                Err(error) => {
+                    if !self.bear(&error, "taking forwards from the store", &mut trouble).await {
+                        return;
+                    }
                 }
             }
         }
+    }
+
+    /// Rests after the store has failed `what`, longer each time; false when it will do nothing any more.
+    async fn bear(&self, error: &StoreError, what: &str, trouble: &mut Duration) -> bool {
+        match error {
+            StoreError::Latched(_) | StoreError::Closed => return false,
+            StoreError::Busy | StoreError::DiskFull | StoreError::Unreachable(_) | StoreError::Read(_) => {}
+        }
+        tracing::warn!(destination = %self.name, %error, "{what} failed");
+        self.rest(*trouble).await;
+        *trouble = (*trouble * 2).min(TROUBLE_REST.1);
+        true
     }
 
     /// At the start, and after a reload that changes it: brings what waits into the destination's order.

@@ -235,7 +235,7 @@ impl Inner {
             for forward in &forwards {
                 Entry::Created.count(&forward.destination, &self.metrics);
                 if verdict.in_flight.iter().any(|destination| **destination == *forward.destination) {
-                    self.held.add(delivery.id, &forward.destination, 1);
+                    self.held.add(delivery.id, &forward.destination, 1, now);
                 }
             }
         }

@@ -4,27 +4,31 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::clock::Timestamp;
 use crate::id::Id;
 
-/// Attempts that are under way here: an earlier one of the same forward says nothing of a later one.
+/// Delivery, destination, attempt, and since when the forward has been pending, in milliseconds.
+type Attempt = (Id, Arc<str>, u32, i64);
+
+/// Attempts that are under way here: an earlier one of the same forward says nothing of a later one, nor one before a replay.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<HashSet<(Id, Arc<str>, u32)>>);
+pub(super) struct Held(Mutex<HashSet<Attempt>>);
 
 impl Held {
-    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>, attempt: u32) {
-        self.lock().insert((delivery, Arc::clone(destination), attempt));
+    pub(super) fn add(&self, delivery: Id, destination: &Arc<str>, attempt: u32, since: Timestamp) {
+        self.lock().insert((delivery, Arc::clone(destination), attempt, since.as_millisecond()));
     }
 
-    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>, attempt: u32) {
-        self.lock().remove(&(delivery, Arc::clone(destination), attempt));
+    pub(super) fn remove(&self, delivery: Id, destination: &Arc<str>, attempt: u32, since: Timestamp) {
+        self.lock().remove(&(delivery, Arc::clone(destination), attempt, since.as_millisecond()));
     }
 
-    pub(super) fn has(&self, delivery: Id, destination: &str, attempt: u32) -> bool {
-        self.lock().contains(&(delivery, Arc::from(destination), attempt))
+    pub(super) fn has(&self, delivery: Id, destination: &str, attempt: u32, since: Timestamp) -> bool {
+        self.lock().contains(&(delivery, Arc::from(destination), attempt, since.as_millisecond()))
     }
 
     /// Nothing that holds it can panic half-way.
-    fn lock(&self) -> MutexGuard<'_, HashSet<(Id, Arc<str>, u32)>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<Attempt>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

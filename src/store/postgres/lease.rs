@@ -123,7 +123,7 @@ impl Inner {
             }
         };
         for lease in &leases {
-            self.held.add(lease.delivery.id, &destination, lease.attempt);
+            self.held.add(lease.delivery.id, &destination, lease.attempt, lease.pending_since);
         }
         for (id, what) in damaged {
             self.set_aside(id, &destination, &what, now).await;

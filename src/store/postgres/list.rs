@@ -95,10 +95,7 @@ impl Inner {
         from: Option<Id>,
     ) -> Result<Page<Target>, Trouble> {
         let keep = |listed: Listed, found: &mut Vec<Target>| {
-            let wanted = listed
-                .forwards
-                .into_iter()
-                .filter(|forward| filter.wants(forward) && change.fits(forward.state));
+            let wanted = listed.forwards.into_iter().filter(|forward| filter.targets(forward, change));
             found.extend(wanted.map(|forward| (listed.id, forward.destination)));
         };
         Walk { inner: self, filter, order: Order::OldestFirst, from, limit: TARGETS }.page(keep).await

@@ -1,7 +1,7 @@
 //! Writing the ends of attempts, many in one statement. Only the attempt that is under way, of the gateway that has it, can
 //! end: what was taken over meanwhile is another's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use deadpool_postgres::Object;
@@ -11,7 +11,7 @@ use super::batch::Job;
 use super::error::Trouble;
 use super::row::{text, uuid};
 use super::{Inner, connect};
-use crate::clock::{Timestamp, from_milliseconds, later};
+use crate::clock::{Timestamp, later};
 use crate::dedup::Key;
 use crate::forward::Progress;
 use crate::store::sqlite::{DepthChange, Entry};
@@ -20,9 +20,9 @@ use crate::store::{Settlement, StoreError};
 const SETTLE: &str = "
     WITH ended AS MATERIALIZED (
         SELECT * FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::bigint[], $7::integer[],
-            $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[])
+            $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[], $14::bigint[])
             WITH ORDINALITY AS e(delivery, destination, attempt, state, due_at, attempts, ended_at, outcome, started_at,
-                duration_ms, status, detail, n)
+                duration_ms, status, detail, pending_since, n)
     ), settled AS (
         UPDATE countersign.forward f
         SET state = e.state, due_at = coalesce(e.due_at, f.due_at), attempts = e.attempts,
@@ -30,15 +30,15 @@ const SETTLE: &str = "
             last_outcome = coalesce(e.outcome, f.last_outcome), held_by = NULL, held_since = NULL
         FROM ended e
         WHERE f.delivery = e.delivery AND f.destination = e.destination AND f.state = 'in_flight'
-            AND f.attempts = e.attempt AND f.held_by = $1
-        RETURNING e.n, f.pending_since, f.replay
+            AND f.attempts = e.attempt AND f.pending_since = e.pending_since AND f.held_by = $1
+        RETURNING e.n, f.replay
     ), remembered AS (
         INSERT INTO countersign.attempt (delivery, destination, attempt, started_at, duration_ms, outcome, status, detail)
         SELECT e.delivery, e.destination, e.attempt, e.started_at, e.duration_ms, e.outcome, e.status, e.detail
         FROM settled s JOIN ended e ON e.n = s.n
         WHERE e.outcome IS NOT NULL AND NOT (e.state = 'delivered' AND e.attempt = 1 AND NOT s.replay)
     )
-    SELECT s.n, s.pending_since, EXISTS (
+    SELECT s.n, EXISTS (
         SELECT 1 FROM countersign.ordered o WHERE o.delivery = e.delivery AND o.destination = e.destination)
     FROM settled s JOIN ended e ON e.n = s.n";
 
@@ -70,15 +70,20 @@ impl Inner {
             }
         };
         match settled {
-            Ok((mut since, released)) => {
+            Ok((settled, released)) => {
                 let mut changes = Vec::new();
                 for destination in released {
                     self.outlet.wake(&destination);
                 }
                 for (n, job) in jobs.iter().enumerate() {
                     let settlement = &job.settlement;
-                    self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
-                    let Some(change) = since.remove(&n).and_then(|since| change(settlement, since)) else {
+                    self.held.remove(
+                        settlement.id,
+                        &settlement.destination,
+                        settlement.attempt,
+                        settlement.pending_since,
+                    );
+                    let Some(change) = settled.contains(&n).then(|| change(settlement)).flatten() else {
                         continue;
                     };
                     if let Some(entry) = entry(settlement.next) {
@@ -108,7 +113,12 @@ impl Inner {
                 for Settle { settlement, reply } in jobs {
                     if final_ {
                         // Nobody tries that again: whoever looks next finds that nobody has it.
-                        self.held.remove(settlement.id, &settlement.destination, settlement.attempt);
+                        self.held.remove(
+                            settlement.id,
+                            &settlement.destination,
+                            settlement.attempt,
+                            settlement.pending_since,
+                        );
                     }
                     let _ = reply.send(Err(error.clone()));
                 }
@@ -121,17 +131,14 @@ impl Inner {
 
 impl Inner {
     /// Writes them, and has the turn of those come that waited for one that is over: of these lanes.
-    async fn write(
-        &self,
-        jobs: &[Settle],
-    ) -> Result<(HashMap<usize, Timestamp>, BTreeSet<Arc<str>>), Trouble> {
+    async fn write(&self, jobs: &[Settle]) -> Result<(HashSet<usize>, BTreeSet<Arc<str>>), Trouble> {
         connect::transaction(&self.pool, |client| async move {
-            let (since, placed) = send(&client, jobs, self.id).await?;
+            let (settled, placed) = send(&client, jobs, self.id).await?;
             let over = placed.into_iter().filter_map(|n| {
                 let Settlement { id, destination, next, .. } = &jobs.get(n)?.settlement;
                 entry(*next).map(|_| (*id, destination, *next == Progress::Dead))
             });
-            Ok::<_, Trouble>((since, self.end_turns(&client, over).await?))
+            Ok::<_, Trouble>((settled, self.end_turns(&client, over).await?))
         })
         .await
     }
@@ -146,23 +153,23 @@ fn entry(next: Progress) -> Option<Entry> {
     }
 }
 
-/// What it does to the depth of its lane, of a forward that has been pending since then.
-fn change(settlement: &Settlement, since: Timestamp) -> Option<DepthChange> {
+/// What it does to the depth of its lane.
+fn change(settlement: &Settlement) -> Option<DepthChange> {
     let dead = match settlement.next {
         Progress::Waiting { .. } | Progress::InFlight { .. } => return None,
         Progress::Delivered | Progress::Cancelled => 0,
         Progress::Dead => 1,
     };
-    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending: Some((since, -1)), dead })
+    let pending = Some((settlement.pending_since, -1));
+    Some(DepthChange { destination: Arc::clone(&settlement.destination), pending, dead })
 }
 
-/// Since when those have been pending that were settled, by their place among the jobs; and those that have a place in a
-/// destination's order.
+/// Those that were settled, by their place among the jobs, and of these those that have a place in a destination's order.
 async fn send(
     client: &Object,
     jobs: &[Settle],
     holder: uuid::Uuid,
-) -> Result<(HashMap<usize, Timestamp>, Vec<usize>), Trouble> {
+) -> Result<(HashSet<usize>, Vec<usize>), Trouble> {
     let statement = client.prepare_cached(SETTLE).await?;
     let settlements: Vec<&Settlement> = jobs.iter().map(|job| &job.settlement).collect();
     let records: Vec<_> = settlements.iter().map(|settlement| settlement.record.as_ref()).collect();
@@ -204,6 +211,8 @@ async fn send(
         records.iter().map(|record| record.and_then(|record| record.status).map(i32::from)).collect();
     let details: Vec<_> = records.iter().map(|record| record.map(|record| text(&record.detail))).collect();
     let details: Vec<Option<&str>> = details.iter().map(|detail| detail.as_deref()).collect();
+    let since: Vec<i64> =
+        settlements.iter().map(|settlement| settlement.pending_since.as_millisecond()).collect();
     let rows = client
         .query(
             &statement,
@@ -221,18 +230,19 @@ async fn send(
                 &durations,
                 &statuses,
                 &details,
+                &since,
             ],
         )
         .await?;
-    let (mut since, mut placed) = (HashMap::new(), Vec::new());
+    let (mut settled, mut placed) = (HashSet::new(), Vec::new());
     for row in &rows {
         let n = usize::try_from(row.try_get::<_, i64>(0)? - 1).unwrap_or(usize::MAX);
-        since.insert(n, from_milliseconds(row.try_get(1)?));
-        if row.try_get(2)? {
+        settled.insert(n);
+        if row.try_get(1)? {
             placed.push(n);
         }
     }
-    Ok((since, placed))
+    Ok((settled, placed))
 }
 
 fn signed(count: u32) -> i32 {

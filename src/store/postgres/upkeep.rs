@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Inner;
 use super::error::Trouble;
 use super::row;
+use crate::clock::from_milliseconds;
 
 /// Until when a gateway has to have been heard of.
 pub(super) const LEASE: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ const FORGET: &str = "
         AND NOT EXISTS (SELECT 1 FROM countersign.forward f WHERE f.state = 'in_flight' AND f.held_by = g.id)";
 /// Held for longer than any statement may take.
 const HELD_LONG: &str = "
-    SELECT delivery, destination, attempts FROM countersign.forward
+    SELECT delivery, destination, attempts, pending_since FROM countersign.forward
     WHERE state = 'in_flight' AND held_by = $1 AND held_since < clock_timestamp() - interval '15 s'";
 const GIVE_BACK: &str = "
     UPDATE countersign.forward SET state = 'waiting', held_by = NULL, held_since = NULL
@@ -203,7 +204,8 @@ impl Upkeep {
         for row in client.query(&held, &[&self.inner.id]).await? {
             let (delivery, destination, attempt): (Uuid, &str, i32) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if self.inner.held.has(row::id(delivery), destination, attempt.unsigned_abs()) {
+            let since = from_milliseconds(row.try_get(3)?);
+            if self.inner.held.has(row::id(delivery), destination, attempt.unsigned_abs(), since) {
                 continue;
             }
             let give_back = client.prepare_cached(GIVE_BACK).await?;

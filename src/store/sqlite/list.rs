@@ -80,8 +80,7 @@ pub(super) fn targets(
     from: Option<Id>,
 ) -> rusqlite::Result<Page<Target>> {
     let keep = |listed: Listed, found: &mut Vec<Target>| {
-        let wanted =
-            listed.forwards.into_iter().filter(|forward| filter.wants(forward) && change.fits(forward.state));
+        let wanted = listed.forwards.into_iter().filter(|forward| filter.targets(forward, change));
         found.extend(wanted.map(|forward| (listed.id, forward.destination)));
     };
     Walk { connection, filter, order: Order::OldestFirst, from, limit: TARGETS }.page(claimed, keep)

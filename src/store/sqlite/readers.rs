@@ -20,7 +20,13 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn open(file: &Path, connections: u32) -> Result<Self, OpenError> {
-        let idle = (0..connections).map(|_| schema::open_reader(file)).collect::<Result<Vec<_>, _>>();
+        let open = || {
+            let connection = schema::open_reader(file)?;
+            // In KiB. A body is read once: what each connection kept of its pages would be of use to nobody.
+            connection.pragma_update(None, "cache_size", -512)?;
+            Ok(connection)
+        };
+        let idle = (0..connections).map(|_| open()).collect::<Result<Vec<_>, _>>();
         let idle = idle.map_err(|error| schema::failure(file, error))?;
         Ok(Self { free: Arc::new(Semaphore::new(idle.len())), idle: Arc::new(Mutex::new(idle)), connections })
     }

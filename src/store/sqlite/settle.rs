@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::claims::Claims;
 use super::order;
 use super::work::{Effects, Work};
-use crate::clock::{Timestamp, from_milliseconds, later};
+use crate::clock::{Timestamp, later};
 use crate::forward::Progress;
 use crate::store::{AttemptRecord, Settlement};
 
@@ -39,7 +39,8 @@ impl Work for Settlement {
                  settled_at = CASE ?4 WHEN 'waiting' THEN NULL ELSE coalesce(?7, due_at) END,
                  last_outcome = coalesce(?8, last_outcome)
              WHERE delivery = ?1 AND destination = ?2 AND state = 'in_flight' AND attempts = ?3
-             RETURNING pending_since, replay",
+                 AND pending_since = ?9
+             RETURNING replay",
         )?;
         let settled = update
             .query_row(
@@ -52,13 +53,14 @@ impl Work for Settlement {
                     attempts,
                     ended_at.map(Timestamp::as_millisecond),
                     outcome,
+                    self.pending_since.as_millisecond(),
                 ],
-                |row| Ok((row.get(0)?, row.get::<_, bool>(1)?)),
+                |row| row.get::<_, bool>(0),
             )
             .optional()?;
-        let Some((since, replay)) = settled else { return Ok(()) };
+        let Some(replay) = settled else { return Ok(()) };
 
-        let since = from_milliseconds(since);
+        let since = self.pending_since;
         match self.next {
             Progress::Waiting { .. } => {
                 effects.wakes.insert(Arc::clone(&self.destination));
