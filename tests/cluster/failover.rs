@@ -1,9 +1,12 @@
 //! The primary is lost with its disk: its synchronous standby has everything that was acknowledged, and gateways whose URL
 //! names both go on there.
 
+use std::thread;
+
 use crate::backend::Backend;
 use crate::group::{gateway, send};
 use crate::load::{go_on, judge, under_load};
+use crate::sender::Post;
 use crate::server::{Server, query};
 use crate::support::eventually;
 
@@ -77,4 +80,27 @@ fn a_primary_without_its_standby_acknowledges_nothing() {
     let url = pair.standby.url(&pair.database);
     eventually("the standby has both", || query(&url, "SELECT count(*) FROM countersign.delivery") == "2");
     judge(&pair.primary.url(&pair.database), &backend, &["d-1", "d-2"].map(str::to_owned).into());
+}
+
+/// A connection that ends while its commit waits for the standby leaves it on the primary alone. It had been asked again
+/// whether that was there, and without a claim to lock it had written nothing, and so waited for nobody.
+#[test]
+fn what_only_the_primary_has_is_not_acknowledged() {
+    let mut pair = Pair::start();
+    let backend = Backend::accepting();
+    let gateway = gateway(&pair.url(), &backend);
+    assert_eq!(send(&gateway, "d-1").status, 200);
+    pair.standby.down("QUIT");
+    // Without an id, and signed by a token only.
+    let nameless = Post::signed("ownstak", "/webhooks/ownstak", "", "push", b"{}");
+    let status = thread::scope(|scope| {
+        let sending = scope.spawn(|| nameless.send(gateway.listen).status);
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+        eventually("its commit waits", || pair.primary.sql(&pair.database, end) != "0");
+        sending.join().unwrap()
+    });
+    assert_eq!(status, 503);
+    pair.standby.up();
+    eventually("it accepts again", || send(&gateway, "d-2").status == 200);
 }

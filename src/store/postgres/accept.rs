@@ -30,7 +30,8 @@ const CLAIM: &str = "
     WHERE claim.expires_at <= EXCLUDED.claimed_at";
 
 /// Stores what has got all its claims, and lets go those of what has not. Asked again after a connection was lost in the
-/// middle of a commit, it finds its own and changes nothing.
+/// middle of a commit, it finds its own, and writes the delivery as it is: the primary may have it alone, and a transaction
+/// that writes nothing waits for no standby.
 const STORE: &str = "
     WITH judged AS MATERIALIZED (
         SELECT a.*, i.delivery AS id_first, i.body_digest AS first_digest, g.delivery AS guard_first
@@ -53,7 +54,7 @@ const STORE: &str = "
             $13::text[], $14::boolean[], $15::text[], $16::text[], $17::bigint[], $18::integer[], $19::bytea[],
             $20::bytea[], $21::bytea[]) AS d(id)
         WHERE d.id IN (SELECT id FROM stored)
-        ON CONFLICT (id) DO NOTHING
+        ON CONFLICT (id) DO UPDATE SET id = EXCLUDED.id
     ), ranked AS MATERIALIZED (
         SELECT f.*, s.now, l.last, row_number() OVER (PARTITION BY f.destination, f.order_key ORDER BY f.n) AS rank
         FROM unnest($22::uuid[], $23::text[], $24::boolean[], $26::text[], $27::bigint[]) WITH ORDINALITY
