@@ -21,6 +21,8 @@ mod soak;
 #[path = "gateway/support.rs"]
 mod support;
 
+#[path = "cluster/backlog.rs"]
+mod backlog;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/failures.rs"]
