@@ -13,7 +13,6 @@ mod sender;
 #[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
 #[path = "shared/postgres.rs"]
 mod server;
-#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[allow(dead_code, reason = "shared with tests/reliability, which uses all of it")]
 #[path = "shared/soak.rs"]
 mod soak;
