@@ -16,7 +16,6 @@ mod sender;
 #[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
 #[path = "shared/postgres.rs"]
 mod server;
-#[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[allow(dead_code, reason = "shared with tests/reliability, which uses all of it")]
 #[path = "shared/soak.rs"]
 mod soak;
@@ -24,6 +23,8 @@ mod soak;
 #[path = "gateway/support.rs"]
 mod support;
 
+#[path = "cluster/backlog.rs"]
+mod backlog;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/failures.rs"]

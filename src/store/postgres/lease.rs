@@ -33,7 +33,9 @@ const DUE: &str = "
         FROM due LEFT JOIN countersign.delivery d ON d.id = due.delivery
     )";
 
-/// Of destinations without an order. What a forward waited since it was due, it waited for its lane, or for a gateway.
+/// Of destinations without an order. What a forward waited since it was due, it waited for its lane, or for a gateway. Those
+/// that are locked are waiting, and are not asked again: by the index of what waits, a planner that knows of no backlog yet
+/// would read all of it for each lease.
 fn lease_sql() -> String {
     format!(
         "{DUE}, taken AS (
@@ -41,7 +43,7 @@ fn lease_sql() -> String {
              SET state = 'in_flight', attempts = f.attempts + 1, waited = f.waited + $2 - f.due_at, due_at = $2,
                  held_by = $4, held_since = clock_timestamp()
              FROM sized s
-             WHERE f.delivery = s.delivery AND f.destination = $1 AND f.state = 'waiting' AND s.before < {BYTES_MAX}
+             WHERE f.delivery = s.delivery AND f.destination = $1 AND s.before < {BYTES_MAX}
              RETURNING f.delivery, f.attempts, f.pending_since, f.replay, f.waited, s.due_at
          )
          SELECT taken.attempts, taken.pending_since, taken.replay, taken.waited, taken.delivery, {COLUMNS}

@@ -1,0 +1,64 @@
+//! What waits costs what is taken from it, not what it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::backend::{Backend, Reply};
+use crate::group::{gateway, post};
+use crate::sender::Wire;
+use crate::server::{Server, query};
+use crate::support::eventually;
+
+const WAITING: usize = 1_500;
+
+/// A planner that knows of no backlog yet had read all of it for each lease: a tenth of a second for eight forwards of thirty
+/// thousand, so that a gateway never caught up.
+#[test]
+fn a_lease_reads_what_it_takes() {
+    let url = Server::shared().database();
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&open);
+    let backend = Backend::start(move |_, _| {
+        while !is_open.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        Reply::Status(200)
+    });
+    let gateway = gateway(&url, &backend);
+    // What the planner knows stays what it is of empty tables.
+    query(&url, "ALTER TABLE countersign.forward SET (autovacuum_enabled = false)");
+    thread::scope(|scope| {
+        for worker in 0..8 {
+            let gateway = &gateway;
+            scope.spawn(move || {
+                let mut wire = Wire::open(gateway.listen).unwrap();
+                for n in (worker..WAITING).step_by(8) {
+                    wire.write(&post(&format!("d-{n}")).bytes());
+                    assert_eq!(wire.read().unwrap().status, 200);
+                }
+            });
+        }
+    });
+    let read = || {
+        let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'forward_waiting'";
+        query(&url, read).parse::<usize>().unwrap()
+    };
+    let before = read();
+    open.store(true, Ordering::Relaxed);
+    eventually("everything is forwarded", || {
+        query(&url, "SELECT count(*) FROM countersign.forward WHERE state <> 'delivered'") == "0"
+    });
+    // Sessions tell what they have read when they rest, after a second.
+    drop(gateway);
+    eventually("the last session has ended", || {
+        query(
+            &url,
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'countersign' AND datname = current_database()",
+        ) == "0"
+    });
+    let each = (read() - before) as f64 / WAITING as f64;
+    println!("{each:.1} entries of the index read for each forward");
+    assert!(each < 15.0, "{each} entries of the index read for each forward");
+}
