@@ -17,6 +17,8 @@ mod server;
 #[path = "gateway/support.rs"]
 mod support;
 
+#[path = "cluster/copied.rs"]
+mod copied;
 #[path = "cluster/failures.rs"]
 mod failures;
 #[path = "cluster/group.rs"]
