@@ -45,6 +45,7 @@ mod uses;
 mod waiting;
 
 pub use handover::HandoverError;
+pub use paused::copy_paused;
 pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 

@@ -75,7 +75,7 @@ enum Command {
     /// List or cancel replays and purges
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// Check, back up or salvage a data directory
+    /// Check, back up or salvage a data directory, or move it into a database
     #[command(subcommand)]
     Store(store::Command),
     /// Exit 0 when a running gateway is ready, else 1 (69 when it cannot be reached)

@@ -14,10 +14,13 @@ use crate::id::Id;
 use crate::secret::Secret;
 use crate::verify::Verified;
 
+mod copy;
 pub mod operators;
 pub mod postgres;
 pub mod quarantine;
 pub mod sqlite;
+
+pub use copy::{Compared, Content, CopyError, copy};
 
 /// What ingest asks to be stored: a verified delivery, its claims, and where it goes.
 #[derive(Debug, Clone)]

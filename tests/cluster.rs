@@ -25,6 +25,8 @@ mod support;
 
 #[path = "cluster/backlog.rs"]
 mod backlog;
+#[path = "cluster/copied.rs"]
+mod copied;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/failures.rs"]

@@ -51,6 +51,8 @@ pub struct ForwardDocument {
     pub destination: String,
     /// `waiting`, `in_flight`, `delivered`, `dead` or `cancelled`.
     pub state: String,
+    /// Whether it waits behind a dead letter of its key, until that has been replayed, cancelled or purged.
+    pub parked: bool,
     /// Attempts since it became pending.
     pub attempts: u32,
     /// RFC 3339; when the next attempt is due, while it waits.
@@ -63,6 +65,13 @@ pub struct ForwardDocument {
     pub settled_at: Option<String>,
     /// How the latest attempt ended.
     pub outcome: Option<String>,
+}
+
+impl ForwardDocument {
+    /// Its state in words.
+    pub fn standing(&self) -> String {
+        if self.parked { format!("{} (parked)", self.state) } else { self.state.clone() }
+    }
 }
 
 /// A delivery in a list.

@@ -220,8 +220,9 @@ fn forward(status: ForwardStatus, now: Moment) -> ForwardDocument {
     ForwardDocument {
         destination: status.destination.to_string(),
         state: status.state.label().to_owned(),
+        parked: status.parked,
         attempts: status.attempts,
-        due_at: (status.state == State::Waiting).then(|| by_wall(status.due_at)),
+        due_at: (status.state == State::Waiting && !status.parked).then(|| by_wall(status.due_at)),
         pending_since: by_wall(status.pending_since),
         replay: status.replay,
         settled_at: status.settled_at.map(|at| at.to_string()),

@@ -2,8 +2,9 @@
 //! not be met by its whole backlog because a gateway was upgraded meanwhile.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,6 +86,24 @@ impl Parts {
         let status = self.status().destinations.into_iter().find(|status| status.name == name);
         status.ok_or_else(|| Refused::NotFound("the destination has just gone".to_owned()))
     }
+}
+
+/// Has what is paused in the data directory `from` be paused in `to`, too, which is made when it is missing.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_paused(from: &Path, to: &Path) -> io::Result<()> {
+    let read = |directory: &Path| match fs::read_to_string(directory.join(FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    };
+    let (paused, known) = (read(from)?, read(to)?);
+    let names: BTreeSet<_> = paused.lines().chain(known.lines()).collect();
+    if names.len() == known.lines().count() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    write(&to.join(FILE), &names.iter().map(|name| format!("{name}\n")).collect::<String>())
 }
 
 /// Replaces the file; whole and on disk when it returns.

@@ -194,11 +194,7 @@ pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool
         // Whoever interrupts this command should know how to end what it began.
         say_error(&format!("job {id}; `countersign jobs cancel {id}` ends it where it is", id = job.id));
     }
-    // Hidden where standard error is no terminal.
-    let bar =
-        if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} ({per_sec}, {eta} left)");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar(json);
     while !job.is_over() {
         bar.set_message(format!("{} {}", job.kind, job.state));
         bar.set_length(job.matched);
@@ -217,6 +213,15 @@ pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool
         (_, Some(error)) => Err(Failure::Failed(format!("the {} {}: {error}", job.kind, job.state))),
         (_, None) => Err(Failure::Failed(format!("the {} was {}", job.kind, job.state))),
     }
+}
+
+/// How far something is; hidden where standard error is no terminal.
+pub(super) fn bar(json: bool) -> ProgressBar {
+    let bar =
+        if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} ({per_sec}, {eta} left)");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }
 
 pub(super) fn told(job: &Job) -> String {

@@ -165,7 +165,8 @@ fn forwards(delivery: &DeliverySummary) -> String {
     if delivery.forwards.is_empty() {
         return "unrouted".to_owned();
     }
-    let each = delivery.forwards.iter().map(|forward| format!("{}: {}", forward.destination, forward.state));
+    let each =
+        delivery.forwards.iter().map(|forward| format!("{}: {}", forward.destination, forward.standing()));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -219,7 +220,7 @@ fn print_detail(detail: &DeliveryDetail) -> Result<(), Failure> {
             let replay = if forward.replay { "replay" } else { "" };
             vec![
                 forward.destination.clone(),
-                forward.state.clone(),
+                forward.standing(),
                 forward.attempts.to_string(),
                 or_dash(forward.outcome.as_deref()),
                 or_dash(at.as_deref()),

@@ -1,14 +1,17 @@
-//! `countersign store check | backup | salvage`: what operators do with a data directory.
+//! `countersign store check | backup | salvage | copy`: what operators do with a data directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use countersign::app;
 use countersign::clock::Clock;
-use countersign::config;
+use countersign::config::{self, Config, ConfigError, StoreConfig};
 use countersign::store::sqlite::{self, Checked, Finding, Salvaged};
+use countersign::store::{self, Compared, Content};
 use serde::Serialize;
 
-use super::{Failure, chain, say};
+use super::ask::{bar, print_table};
+use super::{Failure, chain, say, small_runtime};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -27,6 +30,18 @@ pub(super) enum Command {
     /// What is lost is named, and the damaged files are kept in a directory `damaged-N` beside the new database. A
     /// gateway that finds its store damaged does the same at its start; this is for what it will not do by itself.
     Salvage(Which),
+    /// Move what the store holds into the PostgreSQL database of another configuration, without a gateway on either; exit 0 when
+    /// both hold the same afterwards, 1 when they do not
+    ///
+    /// The database has to be empty. Interrupted, it goes on where it was when it is run again; until it has come to its end no
+    /// gateway starts on the database. Refused requests are not moved.
+    Copy {
+        #[command(flatten)]
+        which: Which,
+        /// The configuration file whose `store.url` names the database
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -47,6 +62,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
         Command::Check(which) => check(which),
         Command::Backup { which, to } => backup(which, to),
         Command::Salvage(which) => salvage(which),
+        Command::Copy { which, to } => copy(which, to),
     }
 }
 
@@ -56,7 +72,7 @@ fn check(which: &Which) -> Result<(), Failure> {
     verdict(&checked)
 }
 
-fn backup(which: &Which, to: &std::path::Path) -> Result<(), Failure> {
+fn backup(which: &Which, to: &Path) -> Result<(), Failure> {
     let backup = sqlite::backup(&which.directory()?, to).map_err(io)?;
     which.tell(&backup, || {
         say(&format!("{}: {} bytes", backup.directory.display(), backup.bytes));
@@ -79,6 +95,46 @@ fn salvage(which: &Which) -> Result<(), Failure> {
             ));
         }
     })
+}
+
+fn copy(which: &Which, to: &Path) -> Result<(), Failure> {
+    let from = which.directory()?;
+    let StoreConfig { path, database, .. } = load(to).map_err(|error| Failure::Config(chain(error)))?.store;
+    let database = database.ok_or_else(|| {
+        let file = to.display();
+        Failure::Config(format!(
+            "{file}: the store is a data directory, not a database: engine = \"postgres\" and a `url`"
+        ))
+    })?;
+    let bar = bar(which.json);
+    let progress = |table, done, total| {
+        bar.set_message(table);
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let copied = small_runtime()?.block_on(store::copy(&from, &database, progress));
+    bar.finish_and_clear();
+    let tables = copied.map_err(|error| Failure::Io(chain(error)))?;
+    app::copy_paused(&from, &path).map_err(|error| {
+        Failure::Io(format!(
+            "which destinations are paused could not be written to {}: {error}",
+            path.display()
+        ))
+    })?;
+    which.tell(&tables, || {
+        let row = |table: &Compared| {
+            let Compared { table: name, from, to } = table;
+            let cell = |content: &Content| format!("{} {}", content.rows, &content.digest[..16]);
+            let verdict = if table.is_same() { "same" } else { "DIFFERENT" };
+            vec![(*name).to_owned(), cell(from), cell(to), verdict.to_owned()]
+        };
+        print_table(&["TABLE", "STORE", "DATABASE", ""], &tables.iter().map(row).collect::<Vec<_>>());
+    })?;
+    if tables.iter().all(Compared::is_same) {
+        return Ok(());
+    }
+    let advice = "the store was changed since the copy was begun, or the database; drop its schema `countersign` and copy again";
+    Err(Failure::Failed(advice.to_owned()))
 }
 
 fn tell_checked(checked: &Checked) {
@@ -112,9 +168,7 @@ fn verdict(checked: &Checked) -> Result<(), Failure> {
 impl Which {
     fn directory(&self) -> Result<PathBuf, Failure> {
         let Some(file) = &self.config else { return Ok(self.path.clone().unwrap_or_default()) };
-        // Secrets are not needed here, and whoever looks after the disk may not have them.
-        let environment = |name: &str| config::environment(name).or_else(|| Some(NO_SECRET.to_owned()));
-        let config = config::load(file, &environment, Clock::system().now()).map_err(|error| {
+        let config = load(file).map_err(|error| {
             Failure::Config(format!("{}\n(or name the data directory: --path DIR)", chain(error)))
         })?;
         match config.store.database {
@@ -137,6 +191,12 @@ impl Which {
         }
         Ok(())
     }
+}
+
+/// Secrets are not needed here, and whoever looks after the disk may not have them.
+fn load(file: &Path) -> Result<Config, ConfigError> {
+    let environment = |name: &str| config::environment(name).or_else(|| Some(NO_SECRET.to_owned()));
+    config::load(file, &environment, Clock::system().now())
 }
 
 /// What a missing secret is taken for: something that every scheme takes for a key.

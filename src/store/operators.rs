@@ -130,6 +130,8 @@ pub struct ForwardStatus {
     pub destination: Arc<str>,
     /// Where it stands.
     pub state: State,
+    /// Whether it waits behind a dead letter of its key.
+    pub parked: bool,
     /// Attempts that have been counted since it became pending.
     pub attempts: u32,
     /// When the next attempt is due, in steady time, while it waits.

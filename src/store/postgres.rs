@@ -55,7 +55,11 @@ mod tls;
 mod upkeep;
 mod uses;
 
+pub(in crate::store) use self::connect::connect;
 pub use self::error::OpenError;
+pub(in crate::store) use self::error::explain;
+pub(in crate::store) use self::row::text;
+pub(in crate::store) use self::schema::is_being_filled;
 
 /// Work that may wait for a batch. Seconds of it: more would only be late.
 const QUEUE_MAX: usize = 4_096;

@@ -69,6 +69,7 @@ pub(in crate::store) use self::depths::{Change as DepthChange, Depths};
 pub use self::error::OpenError;
 pub(in crate::store) use self::row::{Checksum, checksum, decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
+pub(in crate::store) use self::tools::Alone;
 pub use self::tools::{Backup, backup, check, salvage};
 pub(in crate::store) use self::work::Entry;
 

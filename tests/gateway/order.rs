@@ -71,6 +71,9 @@ fn a_dead_letter_parks_its_key_and_no_other() {
     assert_eq!(gateway.metric("countersign_forward_dead{destination=\"legacy\"}"), Some(1.0));
     let seen: Vec<_> = backend.got().iter().map(site_and_number).filter(|(site, _)| *site == 1).collect();
     assert_eq!(seen, [(1, 0)]);
+    let listed = run(&["deliveries", "list", "--admin", &format!("http://{}", gateway.admin)]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed.matches("legacy: waiting (parked)").count(), 2, "{listed}");
     gateway.rewrite(&config(&backend.url(), &lines("continue")));
     gateway.signal("HUP");
     gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);

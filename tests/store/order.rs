@@ -84,12 +84,15 @@ pub(crate) async fn a_dead_letter_parks_its_key_or_lets_it_go_on(bench: Bench) {
     let lease = bench.leased_one("a", at(0)).await;
     bench.settle(&lease, Progress::Dead, at(0)).await;
     assert!(bench.leased("a", at(100)).await.is_empty(), "parked");
+    let parked = async |id| bench.store.history(id).await.unwrap().forwards[0].parked;
+    assert!(!parked(first).await && parked(second).await);
     bench.store.revive(first, at(100)).await.unwrap();
     let lease = bench.leased_one("a", at(100)).await;
     assert_eq!((lease.delivery.id, lease.replay), (first, true), "it has kept its place");
     bench.settle(&lease, Progress::Dead, at(100)).await;
     // The policy is changed by a reload.
     arranged(&bench, keyed("json:/site", OnDead::Continue)).await;
+    assert!(!parked(second).await);
     let lease = bench.leased_one("a", at(100)).await;
     assert_eq!(lease.delivery.id, second);
     // Its key has gone on without it: it is behind all others now.

@@ -149,7 +149,7 @@ fn row(delivery: &DeliverySummary) -> Markup {
             td.n { (bytes(delivery.body_bytes)) }
             td.forwards {
                 @for forward in &delivery.forwards {
-                    span data-to=(forward.destination) { (forward.destination) " " (state(&forward.state)) } " "
+                    span data-to=(forward.destination) { (forward.destination) " " (state(&forward.state)) @if forward.parked { " parked" } } " "
                 }
                 @if delivery.forwards.is_empty() { (state("unrouted")) }
             }
@@ -253,7 +253,7 @@ fn forwards(detail: &DeliveryDetail, visitor: &Visitor) -> Markup {
         html! {
             tr {
                 td { (forward.destination) }
-                td { (state(&forward.state)) @if forward.replay { " replay" } }
+                td { (state(&forward.state)) @if forward.parked { " parked" } @if forward.replay { " replay" } }
                 td.n { (forward.attempts) }
                 td { (or_dash(forward.outcome.as_deref())) }
                 td { @match &forward.due_at { Some(at) => { (time(at)) } None => { span.dim { "–" } } } }

@@ -86,8 +86,21 @@ impl Session {
     }
 }
 
-/// Judges the server, and has it hold our tables.
+/// Judges the server, and has it hold our tables, which have to be fit for a gateway.
 pub(super) async fn prepare(database: &Database) -> Result<(), OpenError> {
+    let (client, _connection) = connect(database).await?;
+    let shown = database.shown();
+    let being_filled = schema::is_being_filled(&client).await;
+    match being_filled.map_err(|error| schema::failure(&error, &shown, database))? {
+        true => Err(OpenError::BeingFilled { database: shown }),
+        false => Ok(()),
+    }
+}
+
+/// A connection of its own to a server that has been judged, and holds our tables; it ends with the task.
+pub(in crate::store) async fn connect(
+    database: &Database,
+) -> Result<(Client, AbortOnDropHandle<Result<(), tokio_postgres::Error>>), OpenError> {
     let tls = Tls::new(database).map_err(OpenError::Tls)?;
     let shown = database.shown();
     let connecting = timeout(CONNECT_MAX * 2, database.settings.connect(tls)).await;
@@ -98,9 +111,8 @@ pub(super) async fn prepare(database: &Database) -> Result<(), OpenError> {
         })?
         .map_err(|error| schema::failure(&error, &shown, database))?;
     let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let prepared = schema::prepare(&mut client, database).await;
-    drop(connection);
-    prepared
+    schema::prepare(&mut client, database).await?;
+    Ok((client, connection))
 }
 
 /// At most `connections` of them.

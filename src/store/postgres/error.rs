@@ -78,6 +78,15 @@ pub enum OpenError {
         /// The newest format that this version reads.
         known: i32,
     },
+    /// It is not known to hold all that it is to hold.
+    #[error(
+        "the database {database} is being filled by `countersign store copy`, which has not come to its end: run that \
+         again, or drop the schema `countersign`"
+    )]
+    BeingFilled {
+        /// Its hosts and name.
+        database: String,
+    },
     /// Anything else that it says.
     #[error("the database {database} cannot be used: {reason}")]
     Database {
@@ -151,7 +160,7 @@ impl From<PoolError> for Trouble {
 }
 
 /// What it says, with what it says about that.
-pub(super) fn explain(error: &Error) -> String {
+pub(in crate::store) fn explain(error: &Error) -> String {
     if let Some(said) = error.as_db_error() {
         return format!("{} ({})", said.message(), said.code().code());
     }

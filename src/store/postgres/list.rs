@@ -38,8 +38,14 @@ const COUNTED_MAX: i64 = 200_000;
 const COLUMNS: &str = "id, source, delivery_id, event, received_at, sender, method, verified, scheme, secret, skew, \
     octet_length(body)::bigint";
 const FORWARDS: &str = "
-    SELECT delivery, destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome
-    FROM countersign.forward WHERE delivery = ANY($1) ORDER BY delivery, destination";
+    SELECT delivery, destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome,
+        settled_at IS NULL AND EXISTS (
+            SELECT 1 FROM countersign.ordered o
+            JOIN countersign.forward first ON first.destination = o.destination AND first.delivery = (
+                SELECT delivery FROM countersign.ordered WHERE destination = o.destination AND order_key = o.order_key
+                ORDER BY arrival, delivery LIMIT 1)
+            WHERE o.delivery = f.delivery AND o.destination = f.destination AND first.state = 'dead')
+    FROM countersign.forward f WHERE delivery = ANY($1) ORDER BY delivery, destination";
 const WITH_TEXT: &str =
     "SELECT id FROM countersign.delivery WHERE id = ANY($1) AND position($2::bytea IN body) > 0";
 const CLAIMED: &str = "SELECT DISTINCT delivery FROM countersign.claim WHERE key = ANY($1)";
@@ -428,6 +434,7 @@ fn forward(row: &Row) -> Result<ForwardStatus, Error> {
         replay: row.try_get(6)?,
         settled_at: row.try_get::<_, Option<i64>>(7)?.map(from_milliseconds),
         outcome: row.try_get(8)?,
+        parked: row.try_get(9)?,
     })
 }
 

@@ -28,7 +28,7 @@ pub(super) fn id(uuid: Uuid) -> Id {
 }
 
 /// A text from outside as PostgreSQL takes it: without NUL, whose picture stands in. Ids and event types have none.
-pub(super) fn text(text: &str) -> Cow<'_, str> {
+pub(in crate::store) fn text(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{2400}")) } else { Cow::Borrowed(text) }
 }
 

@@ -52,6 +52,11 @@ async fn format(transaction: &tokio_postgres::Transaction<'_>) -> Result<i32, Er
     format.map_or(Ok(0), |row| row.try_get(0))
 }
 
+/// Whether somebody has begun to fill it with the contents of another store, and has not come to the end.
+pub(in crate::store) async fn is_being_filled(client: &Client) -> Result<bool, Error> {
+    client.query_one("SELECT to_regclass('countersign.copy') IS NOT NULL", &[]).await?.try_get(0)
+}
+
 /// Refuses a user who could only find out later what it may not do.
 async fn may_use(client: &Client, database: &Database) -> Result<(), OpenError> {
     let failed = |error: Error| failure(&error, &database.shown(), database);

@@ -342,8 +342,13 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<Option<Summary>> {
 
 fn forwards(connection: &Connection, id: Id) -> rusqlite::Result<Vec<ForwardStatus>> {
     let mut select = connection.prepare_cached(
-        "SELECT destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome
-         FROM forward WHERE delivery = ?1 ORDER BY destination",
+        "SELECT destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome,
+             settled_at IS NULL AND EXISTS (
+                 SELECT 1 FROM ordered o JOIN forward first ON first.destination = o.destination AND first.delivery = (
+                     SELECT delivery FROM ordered WHERE destination = o.destination AND order_key = o.order_key
+                     ORDER BY arrival, delivery LIMIT 1)
+                 WHERE o.delivery = f.delivery AND o.destination = f.destination AND first.state = 'dead')
+         FROM forward f WHERE delivery = ?1 ORDER BY destination",
     )?;
     let status = |row: &Row<'_>| {
         Ok(ForwardStatus {
@@ -356,6 +361,7 @@ fn forwards(connection: &Connection, id: Id) -> rusqlite::Result<Vec<ForwardStat
             replay: row.get(5)?,
             settled_at: row.get::<_, Option<i64>>(6)?.map(from_milliseconds),
             outcome: row.get(7)?,
+            parked: row.get(8)?,
         })
     };
     select.query_map([id.as_bytes()], status)?.collect()

@@ -57,7 +57,7 @@ pub(super) fn load(directory: &Path, metrics: &Metrics) -> Result<(Connection, D
 
 /// Opens a database that has to be sound, read `whole` also when it is large: [`OpenError::Damaged`] when it is not. Single deliveries that are damaged
 /// are set aside.
-fn load_sound(
+pub(super) fn load_sound(
     directory: &Path,
     whole: bool,
     metrics: &Metrics,

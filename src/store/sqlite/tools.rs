@@ -5,9 +5,13 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
+
 use super::check::{self, Checked};
+use super::directory::Held;
 use super::salvage::{self, Salvaged};
-use super::{DATABASE, OpenError, directory, hold, schema, verdict};
+use super::{DATABASE, OpenError, directory, hold, load, schema, verdict};
+use crate::metrics::Metrics;
 
 /// Reads the whole store in `directory` and says what is not as it was written. A gateway may be using it: its log
 /// grows meanwhile. Changes nothing.
@@ -139,6 +143,43 @@ fn copy(file: &Path, to: &Path) -> Result<(), OpenError> {
     connection.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
     let copied = schema::connect(to).map_err(failed)?;
     schema::seal(&copied).and_then(|()| copied.close().map_err(|(_, error)| error)).map_err(failed)
+}
+
+/// A store that nobody else uses. What had been in flight in it waits again.
+pub(in crate::store) struct Alone {
+    connection: Connection,
+    directory: PathBuf,
+    _held: Held,
+}
+
+impl Alone {
+    /// # Errors
+    /// When there is no store, a gateway uses it, or it is damaged.
+    pub(in crate::store) fn open(directory: &Path) -> Result<Self, OpenError> {
+        let file = existing(directory)?;
+        let held = hold(directory)?;
+        salvage::settle(directory).map_err(|source| unusable(directory, source))?;
+        if let Some(damage) = salvage::needed(directory).map_err(|source| unusable(directory, source))? {
+            return Err(schema::failure(&file, verdict::corrupt(&damage)));
+        }
+        let (connection, ..) = load::load_sound(directory, false, &Metrics::new())?;
+        // What is sorted may be more than memory.
+        connection
+            .pragma_update(None, "temp_store", "FILE")
+            .map_err(|error| schema::failure(&file, error))?;
+        Ok(Self { connection, directory: directory.to_owned(), _held: held })
+    }
+
+    pub(in crate::store) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // As after a salvage. Where it cannot be done, its owner is told by the next start.
+        let _ = directory::give_to_owner(&self.directory);
+    }
 }
 
 fn existing(directory: &Path) -> Result<PathBuf, OpenError> {
