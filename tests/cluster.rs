@@ -24,6 +24,8 @@ mod support;
 mod failures;
 #[path = "cluster/group.rs"]
 mod group;
+#[path = "cluster/limits.rs"]
+mod limits;
 #[path = "cluster/once.rs"]
 mod once;
 #[path = "cluster/skew.rs"]
