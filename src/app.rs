@@ -34,7 +34,6 @@ mod jobs;
 mod lookout;
 mod masks;
 mod observed;
-mod paused;
 mod rejections;
 mod reload;
 mod sockets;
@@ -45,13 +44,11 @@ mod uses;
 mod waiting;
 
 pub use handover::HandoverError;
-pub use paused::copy_paused;
 pub use reload::Load;
 pub use sockets::{SocketError, Sockets};
 
 use engine::Engine;
 use handover::Door;
-use paused::Paused;
 use uses::Uses;
 
 /// A running gateway.
@@ -83,7 +80,6 @@ struct Parts {
     events: Arc<Events>,
     jobs: jobs::Known,
     changes: audit::Changes,
-    paused: Paused,
     quarantine: Arc<Quarantine>,
     /// Given up when everything in it is closed.
     directory: Mutex<Option<Directory>>,
@@ -183,8 +179,6 @@ impl App {
         let events = Arc::new(Events::new(stages.stopping.clone()));
         let Engine { store, operators, directory, has_directory } =
             engine::open(&config.store, &lanes, &clock, &metrics, &events, follows).await?;
-        let paused = Paused::load(&config.store.path);
-        paused.apply(&lanes);
         let admin_socket = match admin_socket {
             Some(socket) => socket,
             None => waiting::bind_when_free(config.admin.address).await.map_err(admin_error)?,
@@ -231,7 +225,6 @@ impl App {
             events,
             jobs: jobs::Known::default(),
             changes: audit::Changes::default(),
-            paused,
             quarantine,
             directory: Mutex::new(directory),
             uses,

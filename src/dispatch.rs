@@ -5,7 +5,8 @@
 //! is none it waits in the store, and the lane's refill task leases it when a place is free. Only attempts that are
 //! under way are held in memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::forward::Order;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::replies::{Backends, Expected, Replies};
-use crate::store::{Lease, Outlet, Slot, Store};
+use crate::store::{Lease, Outlet, Share, Slot, Standing, Store};
 
 mod attempt;
 mod client;
@@ -41,6 +42,8 @@ pub struct Lanes {
     shared: Arc<Shared>,
     /// Lanes whose destination is gone stay here, stopped: a forward may be on its way into one.
     lanes: RwLock<HashMap<Arc<str>, Arc<Lane>>>,
+    /// Also of destinations that have no lane, should they come back.
+    paused: RwLock<HashSet<String>>,
     /// None before the start and after the drain.
     store: RwLock<Option<Arc<dyn Store>>>,
 }
@@ -56,6 +59,8 @@ struct Shared {
     tasks: TaskTracker,
     tls: Arc<Tls>,
     replies: Arc<Replies>,
+    /// Whether other gateways use the same store, so that a lane has only what it is given.
+    is_shared: AtomicBool,
     /// No attempt begins any more.
     stop: CancellationToken,
     /// Attempts under way end now.
@@ -83,10 +88,12 @@ impl Lanes {
                 tasks: TaskTracker::new(),
                 tls: Arc::default(),
                 replies: Arc::default(),
+                is_shared: AtomicBool::new(false),
                 stop: CancellationToken::new(),
                 cut: CancellationToken::new(),
             }),
             lanes: RwLock::default(),
+            paused: RwLock::default(),
             store: RwLock::default(),
         })
     }
@@ -115,6 +122,7 @@ impl Lanes {
                 Some(lane) => lane.update(Arc::clone(destination)),
                 None => {
                     let lane = Lane::new(Arc::clone(&self.shared), Arc::clone(destination));
+                    lane.pause(read(&self.paused).contains(&*destination.name));
                     if let Some(store) = &store {
                         self.run(&lane, store);
                     }
@@ -135,11 +143,13 @@ impl Lanes {
 
     /// Begins no more attempts at `destination`; those under way end by themselves. False when there is no such lane.
     pub fn pause(&self, destination: &str) -> bool {
+        write(&self.paused).insert(destination.to_owned());
         self.lane(destination).map(|lane| lane.pause(true)).is_some()
     }
 
     /// Undoes [`pause`](Self::pause). False when there is no such lane.
     pub fn resume(&self, destination: &str) -> bool {
+        write(&self.paused).remove(destination);
         self.lane(destination).map(|lane| lane.pause(false)).is_some()
     }
 
@@ -205,13 +215,32 @@ impl Outlet for Lanes {
     fn order(&self, destination: &str) -> Option<Arc<Order>> {
         self.lane(destination)?.order()
     }
+
+    fn set_paused(&self, destination: &str, paused: bool) {
+        if paused {
+            self.pause(destination)
+        } else {
+            self.resume(destination)
+        };
+    }
+
+    fn standings(&self) -> Vec<Standing> {
+        // A lane that is made meanwhile is either among these, or has nothing to begin with.
+        self.shared.is_shared.store(true, Ordering::SeqCst);
+        read(&self.lanes).values().filter_map(|lane| lane.standing()).collect()
+    }
+
+    fn share(&self, destination: &str, share: Share) -> usize {
+        self.lane(destination).map_or(0, |lane| lane.share(share))
+    }
 }
 
 impl Backends for Lanes {
     /// A lane that is only full attempts it when a place is free, which may be soon.
     fn expect(&self, id: Id, destination: &str) -> Option<Expected> {
         let lane = self.lane(destination)?;
-        let attempts = !lane.stop.is_cancelled() && lane.status().state == LaneState::Open;
+        let status = lane.status();
+        let attempts = !lane.stop.is_cancelled() && status.state == LaneState::Open && status.concurrency > 0;
         attempts.then(|| self.shared.replies.expect(id))
     }
 }

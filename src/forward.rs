@@ -12,7 +12,7 @@ pub mod outcome;
 pub mod state;
 
 pub use adaptive::{Adaptive, Concurrency};
-pub use breaker::{Breaker, Pass};
+pub use breaker::{Breaker, Pass, Told};
 pub use order::{By, OnDead, Order};
 pub use outcome::{Fault, Outcome};
 pub use state::State;

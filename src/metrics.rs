@@ -361,7 +361,7 @@ impl Metrics {
             ),
             lane_concurrency: c.int_gauges(
                 "lane_concurrency",
-                "Attempts that a lane may run at once.",
+                "Attempts that a lane may run at once; of several gateways, this one's part.",
                 &["destination"],
             ),
             ready: c.int_gauge("ready", "1 while deliveries can be accepted, as `/readyz` tells it, else 0."),

@@ -9,7 +9,9 @@ use crate::units::Rate;
 /// A limit on how often something may happen.
 #[derive(Debug, Clone)]
 pub struct Limiter {
-    /// The time that one event uses up.
+    /// The time that one event of the whole rate uses up.
+    whole: Duration,
+    /// The same of the part of the rate that there is to use.
     interval: Duration,
     /// How far `used_until` may run ahead of the clock before an event has to wait.
     tolerance: Duration,
@@ -23,10 +25,16 @@ impl Limiter {
     pub fn new(rate: Rate, burst: u32) -> Self {
         let interval = rate.per / rate.events.max(1);
         Self {
+            whole: interval,
             interval,
             tolerance: interval.saturating_mul(burst.saturating_sub(1)),
             used_until: Duration::ZERO,
         }
+    }
+
+    /// Lets only `part` of `parts` (both at least 1) of the rate pass from now on.
+    pub fn divide(&mut self, part: u32, parts: u32) {
+        self.interval = self.whole.saturating_mul(parts) / part.max(1);
     }
 
     /// Takes the next place if it comes up within `patience`, and says how long to wait for it (zero: now).
@@ -106,6 +114,19 @@ mod tests {
         }
         limiter.give_back(2);
         assert_eq!(limiter.claim(ms(5_000), ms(250)), Ok(ms(100)));
+    }
+
+    #[test]
+    fn a_part_of_the_rate_goes_on_from_what_has_been_used() {
+        let mut limiter = ten_a_second(1);
+        assert_eq!(limiter.claim(ms(0), ms(0)), Ok(ms(0)));
+        limiter.divide(1, 4);
+        for wait in [100, 500, 900] {
+            assert_eq!(limiter.claim(ms(0), ms(1_000)), Ok(ms(wait)));
+        }
+        limiter.divide(4, 4);
+        assert_eq!(limiter.claim(ms(2_000), ms(0)), Ok(ms(0)));
+        assert_eq!(limiter.claim(ms(2_000), ms(0)), Err(ms(100)));
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use crate::clock::{Moment, Timestamp};
 use crate::dedup::Keys;
 use crate::delivery::Delivery;
-use crate::forward::{Order, Progress};
+use crate::forward::{Order, Progress, Told};
 use crate::id::Id;
 use crate::secret::Secret;
 use crate::verify::Verified;
@@ -189,6 +190,30 @@ impl StoreError {
     }
 }
 
+/// What a lane has to tell those of other gateways.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The destination.
+    pub destination: Arc<str>,
+    /// Attempts that all gateways together may run at once; 0 when this one is to run none any more.
+    pub limit: usize,
+    /// What has become of its breaker, where the others do not know yet.
+    pub news: Option<Told>,
+}
+
+/// What a lane may use of what its destination allows all gateways together.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Attempts that it may run at once; of the rate it has as large a part.
+    pub places: usize,
+    /// Until when it may begin attempts: others may have the places afterwards.
+    pub until: Instant,
+    /// The breaker, as all know it.
+    pub breaker: Told,
+    /// Whether the probe is this lane's, when one is due.
+    pub probes: bool,
+}
+
 /// Takes forwards from the store to their lanes without a second read.
 pub trait Outlet: Send + Sync {
     /// A free place in the lane of `destination`, taken for a forward that is about to be committed. `None` when the
@@ -205,6 +230,17 @@ pub trait Outlet: Send + Sync {
     /// Which forwards of `destination` have to wait for each other; `None` when none has to.
     fn order(&self, _destination: &str) -> Option<Arc<Order>> {
         None
+    }
+    /// An operator has paused the lane of `destination`, configured or not, or has it go on.
+    fn set_paused(&self, _destination: &str, _paused: bool) {}
+    /// What the lanes have to tell. A store asks that gateways share; from the first time on they have nothing but what it
+    /// gives them.
+    fn standings(&self) -> Vec<Standing> {
+        Vec::new()
+    }
+    /// Gives the lane of `destination` its share. Returns the places that it still holds: more, until attempts have ended.
+    fn share(&self, _destination: &str, share: Share) -> usize {
+        share.places
     }
 }
 
@@ -248,6 +284,10 @@ pub trait Store: Send + Sync {
     /// Has what is pending for `destination` wait by this order from now on, whatever it was accepted under; without one
     /// everything is let go. Until it has been done, nothing may be leased, nor a place given away.
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError>;
+
+    /// Has the lane of `destination` begin no more attempts, or go on, also after restarts, and those of other gateways as soon
+    /// as they look. Written down, and this gateway's lane told, when it returns `Ok`. The destination need not be configured.
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StoreError>;
 
     /// Writes the end of an attempt; durable when it returns `Ok`. After an error that
     /// [passes](StoreError::passes) the forward is still in flight, so that the caller has to settle it again.

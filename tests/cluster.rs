@@ -33,6 +33,8 @@ mod failover;
 mod failures;
 #[path = "cluster/group.rs"]
 mod group;
+#[path = "cluster/limits.rs"]
+mod limits;
 #[path = "cluster/load.rs"]
 mod load;
 #[path = "cluster/once.rs"]

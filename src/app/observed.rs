@@ -68,6 +68,10 @@ impl Store for Observed {
         self.store.arrange(destination, order).await
     }
 
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StoreError> {
+        self.store.set_paused(destination, paused).await
+    }
+
     async fn note_uses(&self, uses: Vec<UseOfSecret>) -> Result<(), StoreError> {
         self.store.note_uses(uses).await
     }

@@ -113,7 +113,6 @@ impl Parts {
         let needs_restart = needs_restart(&self.started_with, &config);
         // Lanes first: a request that finds a new source finds its lane, too.
         self.lanes.apply(&config.destinations);
-        self.paused.apply(&self.lanes);
         self.ingest.apply(&config);
         self.config.store(Arc::new(config));
         // Of secrets that are gone; the next page has all that are there.

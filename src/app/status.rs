@@ -14,7 +14,7 @@ use crate::admin::{
     SecretStatus, SourceStatus, Status, StoreStatus,
 };
 use crate::clock::{Timestamp, elapsed, from_milliseconds};
-use crate::config::Source;
+use crate::config::{Destination, Source};
 use crate::ingest::Expiry;
 use crate::metrics::Metrics;
 use crate::store::operators::Change;
@@ -114,7 +114,15 @@ impl Gateway for Parts {
     }
 
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<DestinationStatus, Refused> {
-        self.pause(destination, paused).await
+        let is_known = |known: &Arc<Destination>| &*known.name == destination;
+        if !self.config.load().destinations.iter().any(is_known) {
+            return Err(Refused::NotFound("there is no such destination".to_owned()));
+        }
+        self.store.set_paused(destination, paused).await.map_err(|error| {
+            Refused::Unavailable(format!("it cannot be written down, and has not been done: {error}"))
+        })?;
+        let status = self.status().destinations.into_iter().find(|status| status.name == destination);
+        status.ok_or_else(|| Refused::NotFound("the destination has just gone".to_owned()))
     }
 
     async fn send_test(&self, source: &str) -> Result<Reverification, Refused> {

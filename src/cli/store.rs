@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use countersign::app;
 use countersign::clock::Clock;
 use countersign::config::{self, Config, ConfigError, StoreConfig};
 use countersign::store::sqlite::{self, Checked, Finding, Salvaged};
@@ -99,7 +98,7 @@ fn salvage(which: &Which) -> Result<(), Failure> {
 
 fn copy(which: &Which, to: &Path) -> Result<(), Failure> {
     let from = which.directory()?;
-    let StoreConfig { path, database, .. } = load(to).map_err(|error| Failure::Config(chain(error)))?.store;
+    let StoreConfig { database, .. } = load(to).map_err(|error| Failure::Config(chain(error)))?.store;
     let database = database.ok_or_else(|| {
         let file = to.display();
         Failure::Config(format!(
@@ -115,12 +114,6 @@ fn copy(which: &Which, to: &Path) -> Result<(), Failure> {
     let copied = small_runtime()?.block_on(store::copy(&from, &database, progress));
     bar.finish_and_clear();
     let tables = copied.map_err(|error| Failure::Io(chain(error)))?;
-    app::copy_paused(&from, &path).map_err(|error| {
-        Failure::Io(format!(
-            "which destinations are paused could not be written to {}: {error}",
-            path.display()
-        ))
-    })?;
     which.tell(&tables, || {
         let row = |table: &Compared| {
             let Compared { table: name, from, to } = table;

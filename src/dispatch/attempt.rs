@@ -48,8 +48,8 @@ pub(super) async fn run(lane: Arc<Lane>, store: Arc<dyn Store>, lease: Lease, sl
             () = sleep(wait) => {}
         }
     }
-    // Also paused: it may have been leased by a look into the store that began before.
-    if lane.stop.is_cancelled() || lane.is_paused() {
+    // It may have been leased by a look into the store that began before a pause.
+    if !lane.may_begin() {
         lane.record(Fault::Gateway, Duration::ZERO);
         let destination = lane.destination();
         let _slot = slot;

@@ -1,10 +1,12 @@
 //! The lane of one destination: its places, settings and breaker. It holds in memory only what is being attempted;
 //! everything else waits in the store, from where `refill` takes it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -12,9 +14,10 @@ use super::client::{Endpoint, Tls};
 use crate::config::{BackendTls, Destination};
 use crate::forward::{Adaptive, Breaker, Concurrency, Fault, Order, Outcome};
 use crate::rate::Limiter;
-use crate::store::Slot;
+use crate::store::{Share, Slot};
 
 mod refill;
+mod share;
 
 /// Ends of attempts that may wait to be written down while other attempts begin. A crash repeats so many forwards at most,
 /// beside those that are running.
@@ -80,6 +83,10 @@ struct State {
     endpoint: Arc<Endpoint>,
     limiter: Option<Limiter>,
     breaker: Breaker,
+    /// The breaker as the lanes of other gateways know it.
+    told: Breaker,
+    /// What this gateway has of what the destination allows; all, unless it shares a store.
+    share: Option<Share>,
     paused: bool,
     /// Older forwards may be waiting in the store: they go first, so nothing is let in directly.
     behind: bool,
@@ -97,6 +104,11 @@ struct State {
 }
 
 impl State {
+    /// Whether attempts may begin at all.
+    fn may_begin(&self) -> bool {
+        !self.paused && self.share.is_none_or(|share| Instant::now() < share.until)
+    }
+
     fn lane_state(&self) -> LaneState {
         match self.breaker {
             _ if self.paused => LaneState::Paused,
@@ -109,8 +121,9 @@ impl State {
 
 impl Lane {
     pub(super) fn new(shared: Arc<Shared>, destination: Arc<Destination>) -> Arc<Self> {
-        let adaptive = adaptive(destination.concurrency, None);
-        let concurrency = allowed(destination.concurrency, adaptive.as_ref());
+        let share = shared.is_shared.load(Ordering::SeqCst).then(share::none);
+        let adaptive = adaptive(&destination, share, None);
+        let concurrency = allowed(&destination, share, adaptive.as_ref());
         let lane = Self {
             name: Arc::clone(&destination.name),
             slots: Arc::new(Semaphore::new(concurrency)),
@@ -119,8 +132,10 @@ impl Lane {
             poke: Notify::new(),
             state: Mutex::new(State {
                 endpoint: endpoint(&destination, &shared),
-                limiter: limiter(&destination),
+                limiter: limiter(&destination, share),
                 breaker: Breaker::new(),
+                told: Breaker::new(),
+                share,
                 paused: false,
                 // What an earlier run of the gateway left is older than anything that comes now.
                 behind: true,
@@ -152,7 +167,7 @@ impl Lane {
             state.endpoint = endpoint(&new, &self.shared);
         }
         if old.rate != new.rate {
-            state.limiter = limiter(&new);
+            state.limiter = limiter(&new, state.share);
         }
         if new.breaker.is_none() {
             state.breaker = Breaker::new();
@@ -160,8 +175,8 @@ impl Lane {
         state.unarranged |= old.order != new.order;
         // What another backend bears is not known.
         let known = state.adaptive.take().filter(|_| old.url == new.url);
-        state.adaptive = adaptive(new.concurrency, known);
-        let concurrency = allowed(new.concurrency, state.adaptive.as_ref());
+        state.adaptive = adaptive(&new, state.share, known);
+        let concurrency = allowed(&new, state.share, state.adaptive.as_ref());
         self.resize(&mut state, concurrency);
         self.publish(&state);
         drop(state);
@@ -175,8 +190,10 @@ impl Lane {
             state.excess -= kept;
             self.slots.add_permits(after - before - kept);
         } else {
-            state.excess += before - after - self.slots.forget_permits(before - after);
+            state.excess += before - after;
         }
+        // Also what has been given back meanwhile without an attempt.
+        state.excess -= self.slots.forget_permits(state.excess);
     }
 
     /// The destination is gone. What waits for it stays in the store.
@@ -192,7 +209,13 @@ impl Lane {
 
     pub(super) fn pause(&self, paused: bool) {
         let mut state = self.lock();
+        if state.paused == paused {
+            return;
+        }
         state.paused = paused;
+        if paused {
+            tracing::warn!(destination = %self.name, "paused by an operator, until resumed");
+        }
         self.publish(&state);
         drop(state);
         self.wake();
@@ -210,8 +233,9 @@ impl Lane {
         probes
     }
 
-    pub(super) fn is_paused(&self) -> bool {
-        self.lock().paused
+    /// Whether what has been leased may be attempted.
+    pub(super) fn may_begin(&self) -> bool {
+        !self.stop.is_cancelled() && self.lock().may_begin()
     }
 
     pub(super) fn status(&self) -> LaneStatus {
@@ -228,7 +252,7 @@ impl Lane {
     /// because its commit failed must not have used up the one probe.
     pub(super) fn reserve(&self) -> Option<Slot> {
         let mut state = self.lock();
-        let free = !state.paused
+        let free = state.may_begin()
             && !state.behind
             && !state.unarranged
             && state.breaker.is_closed()
@@ -278,7 +302,7 @@ impl Lane {
         let running = state.running;
         if let Some(adaptive) = &mut state.adaptive {
             adaptive.record(took, fault, running);
-            let limit = adaptive.limit();
+            let limit = allowed(&state.destination, state.share, state.adaptive.as_ref());
             if limit != state.concurrency {
                 self.resize(&mut state, limit);
                 self.publish(&state);
@@ -340,27 +364,37 @@ fn endpoint(destination: &Destination, shared: &Shared) -> Arc<Endpoint> {
 }
 
 /// What finds out how many attempts a backend bears, with what is known already.
-fn adaptive(concurrency: Concurrency, known: Option<Adaptive>) -> Option<Adaptive> {
-    match concurrency {
+fn adaptive(destination: &Destination, share: Option<Share>, known: Option<Adaptive>) -> Option<Adaptive> {
+    match destination.concurrency {
         Concurrency::Fixed(_) => None,
-        Concurrency::Adaptive(max) => {
-            let mut adaptive = known.unwrap_or_else(|| Adaptive::new(max.get()));
-            adaptive.set_max(max.get());
+        Concurrency::Adaptive(_) => {
+            let max = most(destination, share);
+            let mut adaptive = known.unwrap_or_else(|| Adaptive::new(max));
+            adaptive.set_max(max);
             Some(adaptive)
         }
     }
 }
 
-fn allowed(concurrency: Concurrency, adaptive: Option<&Adaptive>) -> usize {
-    match concurrency {
-        Concurrency::Fixed(fixed) => fixed.get(),
-        Concurrency::Adaptive(max) => adaptive.map_or(max.get(), Adaptive::limit),
-    }
+/// Attempts that may run at once.
+fn allowed(destination: &Destination, share: Option<Share>, adaptive: Option<&Adaptive>) -> usize {
+    let most = most(destination, share);
+    adaptive.map_or(most, |adaptive| adaptive.limit().min(most))
+}
+
+/// Attempts that may ever run at once.
+fn most(destination: &Destination, share: Option<Share>) -> usize {
+    let limit = destination.concurrency.most();
+    share.map_or(limit, |share| share.places.min(limit))
 }
 
 /// A burst of one: a backend that asked for 10/s is never sent 20 in a second.
-fn limiter(destination: &Destination) -> Option<Limiter> {
-    destination.rate.map(|rate| Limiter::new(rate, 1))
+fn limiter(destination: &Destination, share: Option<Share>) -> Option<Limiter> {
+    let mut limiter = Limiter::new(destination.rate?, 1);
+    if let Some(share) = share {
+        share::divide(&mut limiter, share, destination);
+    }
+    Some(limiter)
 }
 
 #[cfg(test)]
@@ -400,7 +434,7 @@ pub(super) mod tests {
     }
 
     /// A lane that has caught up with its store.
-    fn lane(change: impl FnOnce(&mut Destination)) -> Arc<Lane> {
+    pub(super) fn lane(change: impl FnOnce(&mut Destination)) -> Arc<Lane> {
         let mut destination = destination("http://127.0.0.1:9/");
         change(&mut destination);
         let lanes = Lanes::new(Clock::system(), Metrics::new());

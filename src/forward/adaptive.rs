@@ -35,6 +35,15 @@ pub enum Concurrency {
     Adaptive(NonZeroUsize),
 }
 
+impl Concurrency {
+    /// How many it can be at most.
+    pub fn most(self) -> usize {
+        match self {
+            Self::Fixed(most) | Self::Adaptive(most) => most.get(),
+        }
+    }
+}
+
 /// How many attempts at once are allowed.
 #[derive(Debug, Clone)]
 pub struct Adaptive {

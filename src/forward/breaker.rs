@@ -39,6 +39,20 @@ pub enum Pass {
     Blocked(Option<Duration>),
 }
 
+/// What gateways that share a store tell each other of a breaker: by spans, since each has a monotonic time of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It is closed; each gateway counts failures by itself.
+    Closed,
+    /// It is open.
+    Broken {
+        /// How long it takes until a probe may pass.
+        wait: Duration,
+        /// How long the whole pause is.
+        pause: Duration,
+    },
+}
+
 impl Breaker {
     /// A closed breaker without failures.
     pub const fn new() -> Self {
@@ -101,6 +115,31 @@ impl Breaker {
             (Fault::Gateway, _) => self.abandon_probe(now),
         }
         before.is_closed() != self.is_closed()
+    }
+
+    /// What others should know of it; nothing while a probe is under way, which is about to change it.
+    pub fn tell(&self, now: Duration) -> Option<Told> {
+        match *self {
+            Self::Closed { .. } => Some(Told::Closed),
+            Self::Broken { until, pause } => Some(Told::Broken { wait: until.saturating_sub(now), pause }),
+            Self::Probing { .. } => None,
+        }
+    }
+
+    /// Takes over what others know, which a probe of its own is about to change.
+    pub fn heed(&mut self, told: Told, now: Duration) {
+        match (*self, told) {
+            (Self::Probing { .. }, _) | (Self::Closed { .. }, Told::Closed) => {}
+            (Self::Broken { .. }, Told::Closed) => *self = Self::new(),
+            (_, Told::Broken { wait, pause }) => {
+                *self = Self::Broken { until: now.saturating_add(wait), pause }
+            }
+        }
+    }
+
+    /// Whether the next attempt would be a probe.
+    pub fn awaits_probe(&self, now: Duration) -> bool {
+        matches!(*self, Self::Broken { until, .. } if until <= now)
     }
 
     /// Whether attempts pass freely.
@@ -187,6 +226,25 @@ mod tests {
         assert!(!breaker.record(&POLICY, Fault::Backend, s(6)));
         assert_eq!(breaker.pass(s(7)), Pass::Blocked(Some(s(66))), "the pause doubles as after any probe");
         assert!(!Breaker::new().probe_now(s(0)));
+    }
+
+    #[test]
+    fn what_one_gateway_tells_holds_at_another() {
+        let here = broken_at_zero();
+        assert_eq!(here.tell(s(10)), Some(Told::Broken { wait: s(20), pause: s(30) }));
+        let mut there = Breaker::Closed { failures: 2 };
+        there.heed(Told::Closed, s(500));
+        assert_eq!(there, Breaker::Closed { failures: 2 }, "its own failures stay counted");
+        there.heed(here.tell(s(10)).unwrap(), s(500));
+        assert_eq!(there.pass(s(519)), Pass::Blocked(Some(s(520))));
+        assert!(!there.awaits_probe(s(519)) && there.awaits_probe(s(520)));
+        assert_eq!(there.pass(s(520)), Pass::Probe);
+        assert_eq!(there.tell(s(520)), None);
+        there.heed(Told::Closed, s(521));
+        assert_eq!(there.pass(s(521)), Pass::Blocked(None), "its probe decides");
+        there.abandon_probe(s(522));
+        there.heed(Told::Closed, s(522));
+        assert_eq!(there, Breaker::new());
     }
 
     #[test]

@@ -119,6 +119,9 @@ mod tests {
             *self.revived.lock().unwrap() += 1;
             Ok(1)
         }
+        async fn set_paused(&self, _: &str, _: bool) -> Result<(), StoreError> {
+            Err(StoreError::Closed)
+        }
         async fn hand_over(&self, _: Arc<str>, _: HandedOver) -> Result<bool, StoreError> {
             Err(StoreError::Closed)
         }

@@ -28,6 +28,10 @@ const SESSION: &str = "SET statement_timeout = 0; SET idle_in_transaction_sessio
 /// By whom the database is being filled.
 const MARK: &str = "CREATE TABLE countersign.copy (origin text NOT NULL)";
 
+const PAUSE: &str = "
+    INSERT INTO countersign.lane (destination, paused) SELECT d, true FROM unnest($1::text[]) d
+    ON CONFLICT (destination) DO UPDATE SET paused = true";
+
 /// A table that both engines have.
 struct Table {
     name: &'static str,
@@ -157,6 +161,9 @@ pub enum CopyError {
     /// Reading failed.
     #[error("the store cannot be read")]
     Read(#[from] rusqlite::Error),
+    /// So did reading which destinations are paused.
+    #[error("which destinations are paused in the store cannot be read")]
+    Paused(#[from] std::io::Error),
     /// Writing failed, or reading what was written.
     #[error("the database {database} has failed: {reason}")]
     Write {
@@ -244,6 +251,8 @@ pub async fn copy(
     for table in &TABLES {
         fill(table, store.connection(), &mut client, database, &mut progress).await?;
     }
+    let paused: Vec<_> = sqlite::paused(directory)?.into_iter().collect();
+    client.execute(PAUSE, &[&paused]).await.map_err(failed)?;
     let mut compared = Vec::new();
     for table in &TABLES {
         let from = table.content_of_store(store.connection())?;

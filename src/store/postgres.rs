@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use jiff::SignedDuration;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use self::held::{Activity, Held};
 use self::order::Arranged;
 use self::row::Prepared;
 use self::settle::Settle;
-use self::upkeep::{LEASE, Upkeep};
+use self::upkeep::Upkeep;
 use self::uses::Counted;
 use crate::clock::{Moment, Timestamp, from_milliseconds};
 use crate::config::Database;
@@ -50,6 +50,7 @@ mod order;
 mod row;
 mod schema;
 mod settle;
+mod share;
 mod sweep;
 mod tls;
 mod upkeep;
@@ -108,10 +109,10 @@ struct Inner {
     arranged: Arranged,
     counted: Counted,
     activity: Activity,
+    /// Held while a destination is being paused, or resumed.
+    pausing: tokio::sync::Mutex<()>,
     /// Why nobody can reach the database, for as long as nobody can.
     reason: Mutex<Option<String>>,
-    /// When this gateway was last heard of.
-    heard_of: Mutex<Instant>,
     closed: AtomicBool,
     bytes: AtomicU64,
     /// Has the upkeep look at once: something has failed.
@@ -146,8 +147,8 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         arranged: Arranged::default(),
         counted: Counted::default(),
         activity: Activity::default(),
+        pausing: tokio::sync::Mutex::default(),
         reason: Mutex::default(),
-        heard_of: Mutex::new(Instant::now()),
         closed: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
         look: Notify::new(),
@@ -208,15 +209,6 @@ impl Inner {
     /// True when it had failed.
     fn recover(&self) -> bool {
         lock(&self.reason).take().is_some()
-    }
-
-    /// Whether no other gateway can have taken this one for dead.
-    fn holds_lease(&self) -> bool {
-        lock(&self.heard_of).elapsed() < LEASE
-    }
-
-    fn renewed(&self, at: Instant) {
-        *lock(&self.heard_of) = at;
     }
 
     fn note_bytes(&self, bytes: u64) {
@@ -312,6 +304,10 @@ impl Store for Postgres {
 
     async fn arrange(&self, destination: &str, order: Option<Arc<Order>>) -> Result<(), StoreError> {
         Ok(self.usable()?.arrange(destination, order).await?)
+    }
+
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StoreError> {
+        Ok(self.usable()?.set_paused(destination, paused).await?)
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

@@ -18,6 +18,7 @@ use self::health::{Health, lock};
 use self::lease::{Lease, ReinIn};
 use self::operate::{Find, Operate};
 use self::order::{Disband, Enqueue, Position, Review, Unplaced};
+use self::paused::Paused;
 use self::readers::Readers;
 use self::row::{LoadError, Prepared};
 use self::space::Ballast;
@@ -49,6 +50,7 @@ mod list;
 mod load;
 mod operate;
 mod order;
+mod paused;
 mod readers;
 mod row;
 mod salvage;
@@ -67,6 +69,7 @@ pub(in crate::store) use self::accept::{OrderKey, order_key, order_keys};
 pub use self::check::Checked;
 pub(in crate::store) use self::depths::{Change as DepthChange, Depths};
 pub use self::error::OpenError;
+pub(super) use self::paused::read as paused;
 pub(in crate::store) use self::row::{Checksum, checksum, decode_headers, encode_headers};
 pub use self::salvage::{Finding, SalvageError, Salvaged};
 pub(in crate::store) use self::tools::Alone;
@@ -109,6 +112,7 @@ pub struct Sqlite {
     health: Arc<Health>,
     /// Says which forwards wait for each other, whose keys are read before they are queued.
     outlet: Arc<dyn Outlet>,
+    paused: Paused,
     /// Its sender is dropped when the writer has ended.
     running: watch::Receiver<()>,
     /// Keeps the reading of what nobody asks for going; `None` once closed.
@@ -144,6 +148,7 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
     let operators = Readers::open(&file, OPERATORS)?;
     directory::sync(&directory).map_err(unusable)?;
 
+    let paused = Paused::load(&directory, &*outlet);
     let health = Arc::new(Health::new(file, disk_reserve, ballast));
     let watch = health::watch(Arc::clone(&health), metrics.clone()).map_err(OpenError::Thread)?;
     let told = metrics.clone();
@@ -171,7 +176,17 @@ pub fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Sqlite, OpenErr
         .name("store-writer".to_owned())
         .spawn(move || writer.run())
         .map_err(OpenError::Thread)?;
-    Ok(Sqlite { queue: Mutex::new(Some(queue)), readers, operators, depths, health, outlet, running, scrub })
+    Ok(Sqlite {
+        queue: Mutex::new(Some(queue)),
+        readers,
+        operators,
+        depths,
+        health,
+        outlet,
+        paused,
+        running,
+        scrub,
+    })
 }
 
 /// The right to use a data directory in which there is no store: of a gateway that keeps its deliveries elsewhere. Given up
@@ -403,6 +418,10 @@ impl Store for Sqlite {
             next = self.submit(Review { destination, order, after }).await?;
         }
         Ok(())
+    }
+
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StoreError> {
+        self.paused.set(destination, paused, &*self.outlet).await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<(), StoreError> {

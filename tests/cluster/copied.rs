@@ -157,8 +157,7 @@ fn a_store_is_moved_into_a_database_through_an_interruption_and_goes_on_there() 
     assert_eq!(text.matches(" same").count(), 7, "{text}");
     let (code, text) = copy(&gateway, &url);
     assert!(code == Some(74) && text.contains("12 rows of `delivery` that are not of this copy"), "{text}");
-    let paused = std::fs::read_to_string(gateway.directory().join("shared/paused")).unwrap();
-    assert_eq!(paused, "gone\n");
+    assert_eq!(query(&url, "SELECT destination FROM countersign.lane WHERE paused"), "gone");
     let store = Connection::open(gateway.directory().join("data/countersign.db")).unwrap();
     let ids = "SELECT lower(hex(id)) FROM delivery ORDER BY id";
     let ids: Vec<String> = {

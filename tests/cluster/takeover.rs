@@ -78,6 +78,7 @@ fn a_drained_gateway_gives_back_what_it_holds() {
     assert_eq!(first.wait(), Some(0));
     assert_eq!(query(&url, "SELECT state, attempts FROM countersign.forward"), "waiting|1");
     assert_eq!(query(&url, "SELECT count(*) FROM countersign.gateway"), "0");
+    assert_eq!(query(&url, "SELECT count(*) FROM countersign.share"), "0");
     open.store(true, Ordering::Relaxed);
     let _second = gateway(&url, &backend);
     assert_eq!(backend.eventually_got(2)[1].header("countersign-attempt"), Some("2"));

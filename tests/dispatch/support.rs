@@ -113,6 +113,10 @@ impl Store for MemoryStore {
             .count() as u64)
     }
 
+    async fn set_paused(&self, _: &str, _: bool) -> Result<(), StoreError> {
+        unreachable!("only operators pause")
+    }
+
     async fn hand_over(&self, _: Arc<str>, _: HandedOver) -> Result<bool, StoreError> {
         unreachable!("only handshakes hand over")
     }

@@ -159,7 +159,7 @@ impl Lane {
     pub(super) fn turn(&self, slots: usize) -> Result<Vec<Duration>, Duration> {
         let now = self.shared.monotonic();
         let mut state = self.lock();
-        if state.paused {
+        if !state.may_begin() {
             return Err(REST_MAX);
         }
         let mut waits = Vec::new();
@@ -178,7 +178,7 @@ impl Lane {
         if waits.is_empty() {
             return Err(rest);
         }
-        let allowed = match state.breaker.pass(now) {
+        let allowed = match state.pass(now) {
             Pass::Free => waits.len(),
             Pass::Probe => 1,
             Pass::Blocked(until) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deadpool_postgres::Object;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -191,12 +192,11 @@ impl Inner {
         let mut destinations = job.arrival.destinations.clone();
         destinations.sort_unstable();
         destinations.dedup();
-        let alive = self.holds_lease();
         let forwards = destinations.into_iter().map(|destination| {
             let order = self.outlet.order(&destination);
             let key =
                 order.map(|order| order_key(&job.keys, &job.arrival, &destination, &order).into_owned());
-            let slot = if alive { self.outlet.reserve(&destination) } else { None };
+            let slot = self.outlet.reserve(&destination);
             Forward { destination, slot, key }
         });
         let forwards: Vec<_> = forwards.collect();
@@ -204,7 +204,7 @@ impl Inner {
     }
 
     async fn commit(&self, planned: &[Planned]) -> Result<HashMap<Uuid, Verdict>, Trouble> {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let (mut tries, mut lost) = (0, false);
         let outcome = loop {
             tries += 1;

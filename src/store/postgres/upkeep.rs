@@ -1,5 +1,5 @@
 //! What a gateway does on its own account: it keeps its lease on life, takes over what gateways have left behind that let
-//! theirs lapse, gives back what it holds without knowing it, looks for what has fallen due, counts, and notices when the
+//! theirs lapse, gives back what it holds without knowing it, has its lanes keep to what all gateways share, counts, and notices when the
 //! database is gone and when it is back. All on one connection that nothing else uses, so that a busy gateway is not taken
 //! for a dead one.
 
@@ -14,14 +14,15 @@ use uuid::Uuid;
 use super::Inner;
 use super::error::Trouble;
 use super::row;
+use super::share::{News, TAKE_BACK};
 use crate::clock::from_milliseconds;
 
 /// Until when a gateway has to have been heard of.
-pub(super) const LEASE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(10);
 /// How often it lets itself be heard.
 const RENEW: Duration = Duration::from_secs(2);
-/// How often it looks for what has fallen due: others may have put it there.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often it looks at what all gateways share, and for what has fallen due.
+const LOOK: Duration = Duration::from_millis(200);
 /// How often depths are counted anew where they can be; and how old the last count may become where something changes all
 /// the time.
 const COUNT: Duration = Duration::from_secs(2);
@@ -59,13 +60,10 @@ const GIVE_BACK: &str = "
 pub(super) const GIVE_ALL_BACK: &str = "
     WITH given AS (
         UPDATE countersign.forward SET state = 'waiting', held_by = NULL, held_since = NULL
-        WHERE state = 'in_flight' AND held_by = $1)
+        WHERE state = 'in_flight' AND held_by = $1
+    ), left_alone AS (
+        DELETE FROM countersign.share WHERE gateway = $1)
     DELETE FROM countersign.gateway WHERE id = $1";
-const DUE: &str = "
-    SELECT d FROM unnest($1::text[]) d
-    WHERE EXISTS (SELECT 1 FROM countersign.forward f
-        WHERE f.destination = d AND f.state = 'waiting'
-            AND f.due_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
 const PENDING: &str = "
     SELECT destination, second, count(*) FROM (
         SELECT destination, div(pending_since, 1000)::bigint AS second FROM countersign.forward WHERE state = 'waiting'
@@ -84,14 +82,18 @@ pub(super) struct Upkeep {
     /// Of one connection.
     pool: Pool,
     renew_at: Instant,
+    /// Until when no other gateway takes this one for dead.
+    lease_until: Instant,
     /// When others may be taken for dead: not at once after nobody could reach the database.
     judge_at: Instant,
+    /// Of breakers, until they have been written down.
+    news: News,
 }
 
 impl Upkeep {
     pub(super) fn new(inner: Arc<Inner>, pool: Pool) -> Self {
         let now = Instant::now();
-        Self { inner, pool, renew_at: now, judge_at: now }
+        Self { inner, pool, renew_at: now, lease_until: now, judge_at: now, news: News::new() }
     }
 
     /// Registers this gateway, and counts what there is.
@@ -180,22 +182,15 @@ impl Upkeep {
                 // No session can keep to that; the next one is told what to do about it.
                 return Err(Trouble::Gone("its fsync has been turned off".to_owned()));
             }
-            inner.renewed(renewed);
+            self.lease_until = renewed + LEASE;
             self.renew_at = now + RENEW;
             self.give_back(client).await?;
             if now >= self.judge_at {
                 self.take_over(client).await?;
             }
         }
-        let lanes: Vec<_> = inner.depths.read().into_iter().filter(|(_, depth)| depth.pending > 0).collect();
-        let lanes: Vec<&str> = lanes.iter().map(|(lane, _)| &**lane).collect();
-        if !lanes.is_empty() {
-            let due = client.prepare_cached(DUE).await?;
-            for row in client.query(&due, &[&lanes]).await? {
-                inner.outlet.wake(row.try_get(0)?);
-            }
-        }
-        Ok(())
+        // Behind the renewal: what has been taken back from this gateway is seen, and what it has is its own until then.
+        inner.share(client, self.lease_until, &mut self.news).await
     }
 
     /// What the database holds for this gateway and the gateway does not: an answer was lost.
@@ -226,6 +221,8 @@ impl Upkeep {
         for row in &rows {
             self.inner.outlet.wake(row.try_get(0)?);
         }
+        let take_back = client.prepare_cached(TAKE_BACK).await?;
+        client.execute(&take_back, &[]).await?;
         let forget = client.prepare_cached(FORGET).await?;
         client.execute(&forget, &[]).await?;
         Ok(())
