@@ -1,6 +1,8 @@
 //! Who may use the admin API: bearers of a configured token, or, without tokens, whoever sits on this machine and
 //! names it as such.
 
+use std::time::Duration;
+
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
@@ -21,6 +23,9 @@ pub enum Denied {
     /// A page of another site has sent it, in a browser on this machine.
     #[error("without admin.tokens, what the page of another site sends is not answered")]
     Origin,
+    /// More wrong tokens of its address, or more requests of its token, than may be; the next is looked at after so long.
+    #[error("too many wrong tokens, or too many requests: come again later")]
+    TooOften(Duration),
 }
 
 impl Denied {
@@ -29,6 +34,7 @@ impl Denied {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::TooOften(_) => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::body::{Shown, curl, shown};
 use super::enter::Visitor;
 use super::layout::{Action, Tab, bytes, number, or_dash, page, plain, query, state, time};
 use crate::admin::audit::Detail;
+use crate::admin::deliveries::{Readers, body};
 use crate::admin::refused::Refused;
 use crate::admin::{
     AttemptDocument, Deliveries, DeliveryDetail, DeliveryQuery, DeliverySummary, ForwardDocument,
@@ -348,8 +349,12 @@ fn command(detail: &DeliveryDetail, status: &Status) -> Markup {
     }
 }
 
-async fn download(State(console): State<Console>, Path(id): Path<String>) -> Result<Response, Refused> {
-    let mut response = crate::admin::deliveries::body(State(console.gateway), Path(id.clone())).await?;
+async fn download(
+    State(console): State<Console>,
+    readers: Extension<Readers>,
+    Path(id): Path<String>,
+) -> Result<Response, Refused> {
+    let mut response = body(State(console.gateway), readers, Path(id.clone())).await?;
     // It is the id of a delivery: there is one.
     if let Ok(name) = HeaderValue::try_from(format!("attachment; filename=\"{id}.bin\"")) {
         response.headers_mut().insert(CONTENT_DISPOSITION, name);
