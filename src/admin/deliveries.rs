@@ -114,18 +114,19 @@ pub struct Deliveries {
     pub cursor: Option<String>,
 }
 
-/// An attempt that failed, was a retry, or belonged to a replay: of others there is nothing to tell.
+/// An attempt that failed, was a retry, or belonged to a replay: of others there is nothing to tell. Or one that was counted
+/// and has no end on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptDocument {
     /// Where to.
     pub destination: String,
     /// Its number, from 1; a replay begins anew.
     pub number: u32,
-    /// RFC 3339.
-    pub started_at: String,
-    /// How long it took.
-    pub duration_ms: u64,
-    /// The outcome's label.
+    /// RFC 3339; absent when it was cut off.
+    pub started_at: Option<String>,
+    /// How long it took; absent when it was cut off.
+    pub duration_ms: Option<u64>,
+    /// The outcome's label, or `cut_off`.
     pub outcome: String,
     /// The backend's status.
     pub status: Option<u16>,

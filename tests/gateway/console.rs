@@ -404,8 +404,8 @@ fn a_delivery_is_found_shown_replayed_and_cancelled() {
         "github",
         "rejected",
         "status 422",
-        "curl --request",
-        "without what is masked",
+        "curl --globoff --request",
+        "Without what is masked",
     ]);
     assert!(!detail.text.contains("sha256="), "the signature is masked");
     browser.get(&format!("{path}?view=raw")).says(&["{&quot;id&quot;:&quot;dies&quot;,"]);

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::Console;
-use super::body::{Shown, curl, shown};
+use super::body::{Shown, curl, masked, shown};
 use super::enter::Visitor;
 use super::layout::{Action, Tab, bytes, number, or_dash, page, plain, query, state, time};
 use crate::admin::audit::Detail;
@@ -286,7 +286,11 @@ fn timeline(attempts: &[AttemptDocument]) -> Markup {
         ol.timeline {
             @for attempt in attempts {
                 li {
-                    div { (time(&attempt.started_at)) " · " (attempt.destination) " · attempt " (attempt.number) " · " (attempt.duration_ms) " ms" }
+                    div {
+                        @if let Some(at) = &attempt.started_at { (time(at)) " · " }
+                        (attempt.destination) " · attempt " (attempt.number)
+                        @if let Some(duration) = attempt.duration_ms { " · " (duration) " ms" }
+                    }
                     div {
                         (state(if attempt.outcome == "delivered" { "delivered" } else { "failed" })) " " (attempt.outcome.replace('_', " "))
                         @if let Some(status) = attempt.status { " · status " (status) }
@@ -334,6 +338,7 @@ fn content(detail: &DeliveryDetail, raw: bool) -> Markup {
 }
 
 fn command(detail: &DeliveryDetail, status: &Status) -> Markup {
+    let masked: Vec<_> = masked(detail).collect();
     let first = detail.delivery.forwards.first();
     let known =
         first.and_then(|forward| status.destinations.iter().find(|known| known.name == forward.destination));
@@ -345,6 +350,7 @@ fn command(detail: &DeliveryDetail, status: &Status) -> Markup {
         details {
             summary { "As a " code { "curl" } " command" }
             pre #curl { (plain(&curl(detail, url))) }
+            @if !masked.is_empty() { p.dim { "Without what is masked: " (plain(&masked.join(", "))) } }
         }
     }
 }
