@@ -44,6 +44,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// For how long events are told at a time: a browser asks again by itself, and then its session has to be good still.
 const LIVE_MAX: Duration = Duration::from_mins(2);
 
+/// Logins at a time: whoever sends one slowly is nobody yet, and takes no place from those who are somebody.
+const LOGINS_MAX: usize = 16;
+
 /// What the pages are made from.
 #[derive(Clone)]
 struct Console {
@@ -56,7 +59,7 @@ struct Console {
     origin: Instant,
 }
 
-/// The pages over `gateway`; requests to them and to the API share `places`.
+/// The pages over `gateway`; requests to them, but for the login, and to the API share `places`.
 pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>, pace: &Arc<Pace>) -> Router {
     let console = Console {
         gateway: Arc::clone(gateway),
@@ -85,9 +88,12 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>, pace: &Arc<Pace>)
         .merge(changes)
         .route_layer(middleware::from_fn(enter::as_pages))
         .route_layer(middleware::from_fn_with_state(console.clone(), enter::enter));
-    Router::new()
+    let logins = Arc::new(Semaphore::new(LOGINS_MAX));
+    let login = Router::new()
         .route("/login", get(enter::show_login).post(enter::login))
         .route_layer(middleware::from_fn(enter::as_pages))
+        .layer(middleware::from_fn_with_state(logins, limited));
+    Router::new()
         .route(
             "/assets/console.css",
             get(|| asset("text/css; charset=utf-8", include_str!("console/console.css"))),
@@ -98,8 +104,9 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>, pace: &Arc<Pace>)
         )
         .route("/assets/icon.svg", get(|| asset("image/svg+xml", include_str!("console/icon.svg"))))
         .merge(pages)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(places), limited))
+        .merge(login)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(console)
 }
 

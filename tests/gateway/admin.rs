@@ -223,6 +223,29 @@ fn slow_and_many_connections_are_ended() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
 }
 
+/// They had all places for requests, of the API and of those who were logged in, too.
+#[test]
+fn slow_logins_take_nothing_from_those_who_are_in() {
+    let backend = Backend::accepting();
+    let gateway = Gateway::start(&format!("{TOKENS}{}", every_provider(&backend)));
+    let session = Browser::logged_in(&gateway, "a-token-for-operators");
+    let slow: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = TcpStream::connect(gateway.admin).unwrap();
+            let head = "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+                        Content-Length: 100\r\n\r\ncsrf=";
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    eventually("there is no place for one more", || request(&gateway, "GET", "/login", "", "").0 == 503);
+    let as_operator = "Authorization: Bearer a-token-for-operators\r\n";
+    assert_eq!(request(&gateway, "GET", "/api/v1/status", as_operator, "").0, 200);
+    assert_eq!(session.get("/deliveries").status, 200);
+    drop(slow);
+    eventually("there is", || request(&gateway, "GET", "/login", "", "").0 == 200);
+}
+
 /// A body is in memory for as long as it is being read: fifty readers that took their time cost 600 MiB.
 #[test]
 fn bodies_are_read_by_a_few_at_a_time() {
@@ -254,11 +277,7 @@ fn bodies_are_read_by_a_few_at_a_time() {
         whole = request(&gateway, "GET", &path, "", "");
         whole.0 == 200
     });
-    assert!(
-        whole.1.contains(&format!("content-length: {}", large.len())) && whole.2 == large,
-        "{}",
-        whole.1
-    );
+    assert!(whole.1.contains(&format!("content-length: {}", large.len())) && whole.2 == large, "{}", whole.1);
 }
 
 /// Of names, addresses and origins that a page of another site could bring a browser to send, and of those that it could not.

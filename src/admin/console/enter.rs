@@ -229,7 +229,7 @@ pub(super) async fn login(
             return login_page(StatusCode::UNAUTHORIZED, &headers, next, wrong);
         }
     };
-    let id = console.sessions.begin(token, Instant::now());
+    let id = console.sessions.begin(&operator.name, token, Instant::now());
     note(&console, operator.name, peer, "POST /login");
     let mut response = Redirect::to(next).into_response();
     put_cookie(&mut response, &headers, &session_cookie(&headers), &id, LASTS.as_secs());
