@@ -256,7 +256,7 @@ fn forwards(detail: &DeliveryDetail, visitor: &Visitor) -> Markup {
                 td { (forward.destination) }
                 td { (state(&forward.state)) @if forward.replay { " replay" } }
                 td.n { (forward.attempts) }
-                td { (or_dash(forward.outcome.as_deref())) }
+                td { (or_dash(forward.outcome.as_deref().map(|outcome| outcome.replace('_', " ")).as_deref())) }
                 td { @match &forward.due_at { Some(at) => { (time(at)) } None => { span.dim { "–" } } } }
                 td { @match &forward.settled_at { Some(at) => { (time(at)) } None => { span.dim { "–" } } } }
                 td.actions {
