@@ -133,7 +133,9 @@ impl IntoResponse for Denied {
     fn into_response(self) -> Response {
         match self {
             Self::TooOften(after) => later(self.status(), &self.to_string(), after),
-            Self::Token | Self::Host | Self::Origin => problem(self.status(), &self.to_string()),
+            Self::Token | Self::Host | Self::Origin | Self::Proxied => {
+                problem(self.status(), &self.to_string())
+            }
         }
     }
 }

@@ -334,6 +334,10 @@ fn without_tokens_names_and_origins_are_taken_by_the_letter() {
         let headers = format!("Host: localhost:{port}\r\nOrigin: {origin}\r\n");
         assert_eq!(ask("POST", pause, &headers), 403, "{origin}");
     }
+    // Whom a proxy on this machine lets in does not sit here.
+    for target in ["/api/v1/status", "/", "/login"] {
+        assert_eq!(ask("GET", target, "Host: localhost\r\nX-Forwarded-For: 10.0.0.1\r\n"), 403, "{target}");
+    }
     let own = format!("Host: localhost:{port}\r\nOrigin: http://localhost:{port}\r\n");
     assert_eq!(ask("POST", pause, &own), 200);
 }

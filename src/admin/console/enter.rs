@@ -40,16 +40,13 @@ impl Visitor {
 impl Console {
     /// Judges a request as the API would, with the token of its session.
     fn visitor(&self, headers: &HeaderMap) -> Result<Visitor, Denied> {
-        let mut judged = HeaderMap::new();
-        for name in [HOST, ORIGIN] {
-            if let Some(value) = headers.get(&name) {
-                judged.insert(name, value.clone());
-            }
-        }
+        // A page is for who has a session, whatever else the browser sends.
+        let mut judged = headers.clone();
+        judged.remove(AUTHORIZATION);
         match self.gateway.admit(&judged) {
             Ok(operator) => return Ok(Visitor { operator, session: Arc::clone(&self.sessions.local) }),
             Err(Denied::Token) => {}
-            Err(denied @ (Denied::Host | Denied::Origin | Denied::TooOften(_))) => return Err(denied),
+            Err(denied) => return Err(denied),
         }
         let id = cookie(headers, &session_cookie(headers)).ok_or(Denied::Token)?;
         let session = self.sessions.find(id, Instant::now()).ok_or(Denied::Token)?;
@@ -89,11 +86,10 @@ pub(super) async fn enter(
         Err(Denied::Token) => {
             bare(StatusCode::UNAUTHORIZED, "Log in", &refusal("the session is over: log in and try again"))
         }
-        Err(denied @ (Denied::Host | Denied::Origin)) => {
-            console.log_refusal(peer, "host or origin");
-            bare(denied.status(), "Refused", &refusal(&denied.to_string()))
+        Err(denied) => {
+            console.log_refusal(peer, "host, origin, proxy or pace");
+            as_page(None, denied.into_response())
         }
-        Err(denied @ Denied::TooOften(_)) => as_page(None, denied.into_response()),
     }
 }
 
@@ -184,7 +180,7 @@ pub(super) async fn show_login(
     match console.visitor(&headers) {
         Ok(_) => Redirect::to(next).into_response(),
         Err(Denied::Token) => login_page(StatusCode::OK, &headers, next, None),
-        Err(denied @ (Denied::Host | Denied::Origin | Denied::TooOften(_))) => denied.into_response(),
+        Err(denied) => denied.into_response(),
     }
 }
 
