@@ -14,7 +14,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
@@ -25,20 +25,24 @@ use utoipa_axum::routes;
 
 mod audit;
 mod auth;
+mod connections;
 mod console;
 mod deliveries;
 mod events;
 mod handed_over;
 mod jobs;
 mod openapi;
+mod pace;
 mod places;
 mod refused;
 mod rejections;
 mod reload;
+mod shares;
 mod status;
 
 pub use audit::{Audit, AuditEntry, Operator};
 pub use auth::{Denied, admit};
+pub use connections::serve;
 pub use deliveries::{
     AttemptDocument, Deliveries, DeliveryDetail, DeliveryQuery, DeliverySummary, ForwardChoice,
     ForwardDocument, ForwardsChanged,
@@ -55,7 +59,8 @@ pub use reload::Reloaded;
 pub use status::{CertificateStatus, DestinationStatus, SecretStatus, SourceStatus, Status, StoreStatus};
 
 use audit::Told;
-use refused::{as_problems, busy, problem};
+use pace::Pace;
+use refused::{SOON, as_problems, later, problem};
 
 use crate::metrics::Metrics;
 use crate::rate::Sampler;
@@ -177,17 +182,20 @@ type Shown = State<Known>;
 #[derive(Clone)]
 struct Guard {
     gateway: Arc<dyn Gateway>,
+    pace: Arc<Pace>,
     /// Decides which refusals are logged.
     refusals: Arc<Mutex<Sampler>>,
     origin: Instant,
 }
 
-/// The routes over `gateway`, to be served with the peer's address as [`ConnectInfo`].
+/// The routes over `gateway`, for [`serve`].
 pub fn router(gateway: Arc<dyn Gateway>) -> Router {
     let places = Arc::new(Semaphore::new(REQUESTS_MAX));
-    let console = console::router(&gateway, &places);
+    let pace = Arc::new(Pace::new());
+    let console = console::router(&gateway, &places, &pace);
     let nothing = || async { problem(StatusCode::NOT_FOUND, "there is no such resource") };
-    let guarded = Guard { gateway: Arc::clone(&gateway), refusals: Arc::default(), origin: Instant::now() };
+    let guarded =
+        Guard { gateway: Arc::clone(&gateway), pace, refusals: Arc::default(), origin: Instant::now() };
     let audited = Arc::clone(&gateway);
     let changes = OpenApiRouter::new()
         .routes(routes!(reload))
@@ -223,6 +231,8 @@ pub fn router(gateway: Arc<dyn Gateway>) -> Router {
         .route("/api/v1/openapi.json", get(move || openapi::serve(Arc::clone(&document))))
         .layer(middleware::from_fn(as_problems))
         .merge(console)
+        .layer(Extension(deliveries::Readers::new()))
+        .layer(middleware::from_fn(console::shut))
 }
 
 /// Whether the process serves
@@ -282,11 +292,18 @@ async fn show_handed_over(State(gateway): Shown, Path(source): Path<String>) -> 
 /// Bounds how many requests there are, and how long each takes.
 async fn limited(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
     let Ok(_place) = places.try_acquire() else {
-        return busy("as many requests are answered as may at a time");
+        return later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "as many requests are answered as may at a time",
+            SOON,
+        );
     };
     match timeout(REQUEST_MAX, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => busy(&format!("not done within {} s", REQUEST_MAX.as_secs())),
+        Err(_) => {
+            let why = format!("not done within {} s", REQUEST_MAX.as_secs());
+            later(StatusCode::SERVICE_UNAVAILABLE, &why, SOON)
+        }
     }
 }
 
@@ -296,17 +313,18 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let response = match guard.gateway.admit(request.headers()) {
+    let response = match guard.pace.admit(&guard.gateway, peer.ip(), request.headers()) {
         Ok(operator) => {
             request.extensions_mut().insert(operator);
             next.run(request).await
         }
-        Err(denied) => problem(denied.status(), &denied.to_string()),
+        Err(denied) => denied.into_response(),
     };
-    if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+    let status = response.status();
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
         let mut refusals = guard.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(unlogged) = refusals.note(guard.origin.elapsed()) {
-            tracing::warn!(%peer, status = response.status().as_u16(), unlogged, "admin request refused");
+            tracing::warn!(%peer, status = status.as_u16(), unlogged, "admin request refused");
         }
     }
     response

@@ -282,13 +282,7 @@ impl App {
 
 impl Parts {
     async fn serve_admin(self: Arc<Self>, socket: TcpListener) {
-        let router = admin::router(Arc::clone(&self) as Arc<dyn admin::Gateway>)
-            .into_make_service_with_connect_info::<SocketAddr>();
-        let ended = self.stages.ended.clone();
-        let served =
-            axum::serve(socket, router).with_graceful_shutdown(async move { ended.cancelled().await });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the admin listener has ended");
-        }
+        let router = admin::router(Arc::clone(&self) as Arc<dyn admin::Gateway>);
+        admin::serve(socket, router, self.stages.ended.clone()).await;
     }
 }

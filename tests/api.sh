@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-venv=target/schemathesis
+venv=$PWD/target/schemathesis
 if ! [ -x "$venv/bin/schemathesis" ]; then
     if ! { python3 -m venv "$venv" && timeout 120 "$venv/bin/pip" install --quiet 'schemathesis>=4.32,<5'; } >/dev/null 2>&1; then
         rm -rf "$venv"
@@ -59,7 +59,8 @@ done
 
 # Events do not end. A text that is a time or a number to us is any text to the description, so that what is refused there
 # is no break of it.
-report=$(timeout 150 "$venv/bin/schemathesis" run "http://$admin/api/v1/openapi.json" \
+# It keeps notes where it runs.
+report=$(cd "$directory" && timeout 150 "$venv/bin/schemathesis" run "http://$admin/api/v1/openapi.json" \
     --header "Authorization: Bearer a-token-of-the-test" \
     --exclude-path /api/v1/events --checks all --exclude-checks positive_data_acceptance \
     --phases examples,coverage,fuzzing,stateful --max-examples 15 --max-time 60 --seed 1 \

@@ -1,6 +1,8 @@
 //! Who may use the admin API: bearers of a configured token, or, without tokens, whoever sits on this machine and
 //! names it as such.
 
+use std::time::Duration;
+
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
@@ -8,6 +10,9 @@ use subtle::ConstantTimeEq as _;
 
 use super::audit::Operator;
 use crate::config::{Admin, AdminToken, Role};
+
+/// What a proxy says of itself or of its client. One that says nothing cannot be told from whoever sits here.
+const PROXIED: [&str; 5] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"];
 
 /// Why a request was turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +26,12 @@ pub enum Denied {
     /// A page of another site has sent it, in a browser on this machine.
     #[error("without admin.tokens, what the page of another site sends is not answered")]
     Origin,
+    /// A proxy on this machine has passed it on, from wherever.
+    #[error("without admin.tokens, what a proxy has passed on is not answered")]
+    Proxied,
+    /// More wrong tokens of its address, or more requests of its token, than may be; the next is looked at after so long.
+    #[error("too many wrong tokens, or too many requests: come again later")]
+    TooOften(Duration),
 }
 
 impl Denied {
@@ -28,7 +39,8 @@ impl Denied {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
-            Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::Host | Self::Origin | Self::Proxied => StatusCode::FORBIDDEN,
+            Self::TooOften(_) => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }
@@ -41,6 +53,9 @@ pub fn admit(admin: &Admin, headers: &HeaderMap) -> Result<Operator, Denied> {
     if admin.tokens.is_empty() {
         if !names_this_machine(headers) {
             return Err(Denied::Host);
+        }
+        if PROXIED.iter().any(|name| headers.contains_key(*name)) {
+            return Err(Denied::Proxied);
         }
         return if is_foreign(headers) { Err(Denied::Origin) } else { Ok(local()) };
     }
@@ -120,5 +135,10 @@ mod tests {
         for origin in ["https://evil.example", "http://127.0.0.1:3000", "null"] {
             check(&[], &[host, ("origin", origin)], Err(Denied::Origin));
         }
+        for name in PROXIED {
+            check(&[], &[host, (name, "10.0.0.1")], Err(Denied::Proxied));
+        }
+        let token = [("token-1234", Role::Viewer)];
+        check(&token, &[("authorization", "Bearer token-1234"), ("via", "1.1 proxy")], Ok(Role::Viewer));
     }
 }

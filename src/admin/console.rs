@@ -6,11 +6,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http::HeaderValue;
 use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
@@ -31,6 +31,8 @@ mod places;
 mod rejections;
 mod session;
 
+use super::audit::Operator;
+use super::pace::Pace;
 use super::{BODY_MAX, Known, audit, limited};
 use crate::rate::Sampler;
 use history::History;
@@ -42,23 +44,28 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// For how long events are told at a time: a browser asks again by itself, and then its session has to be good still.
 const LIVE_MAX: Duration = Duration::from_mins(2);
 
+/// Logins at a time: whoever sends one slowly is nobody yet, and takes no place from those who are somebody.
+const LOGINS_MAX: usize = 16;
+
 /// What the pages are made from.
 #[derive(Clone)]
 struct Console {
     gateway: Known,
     sessions: Arc<Sessions>,
     history: Arc<History>,
+    pace: Arc<Pace>,
     /// Decides which refusals are logged.
     refusals: Arc<Mutex<Sampler>>,
     origin: Instant,
 }
 
-/// The pages over `gateway`; requests to them and to the API share `places`.
-pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
+/// The pages over `gateway`; requests to them, but for the login, and to the API share `places`.
+pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>, pace: &Arc<Pace>) -> Router {
     let console = Console {
         gateway: Arc::clone(gateway),
         sessions: Arc::new(Sessions::new()),
         history: History::follow(gateway),
+        pace: Arc::clone(pace),
         refusals: Arc::default(),
         origin: Instant::now(),
     };
@@ -81,9 +88,12 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
         .merge(changes)
         .route_layer(middleware::from_fn(enter::as_pages))
         .route_layer(middleware::from_fn_with_state(console.clone(), enter::enter));
-    Router::new()
+    let logins = Arc::new(Semaphore::new(LOGINS_MAX));
+    let login = Router::new()
         .route("/login", get(enter::show_login).post(enter::login))
         .route_layer(middleware::from_fn(enter::as_pages))
+        .layer(middleware::from_fn_with_state(logins, limited));
+    Router::new()
         .route(
             "/assets/console.css",
             get(|| asset("text/css; charset=utf-8", include_str!("console/console.css"))),
@@ -94,23 +104,23 @@ pub(super) fn router(gateway: &Known, places: &Arc<Semaphore>) -> Router {
         )
         .route("/assets/icon.svg", get(|| asset("image/svg+xml", include_str!("console/icon.svg"))))
         .merge(pages)
-        .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(places), limited))
-        .layer(middleware::from_fn(shut))
+        .merge(login)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(console)
 }
 
 /// What happens, as it happens: the API's events, for who has a session.
-async fn live(State(console): State<Console>) -> Response {
-    super::events::told(&console.gateway, Some(Instant::now() + LIVE_MAX))
+async fn live(State(console): State<Console>, Extension(operator): Extension<Operator>) -> Response {
+    super::events::told(&console.gateway, &operator, Some(Instant::now() + LIVE_MAX))
 }
 
 async fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache")], text).into_response()
 }
 
-/// Says to the browser what no page of ours may do.
-async fn shut(request: Request, next: Next) -> Response {
+/// Says to the browser what nothing that is served here may do.
+pub(super) async fn shut(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     let said = [

@@ -1,11 +1,19 @@
 //! The documents about stored deliveries, and their routes.
 
-use axum::Json;
-use axum::body::Bytes;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::{Extension, Json};
+use futures_util::stream;
+use http::HeaderValue;
+use http::header::{
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -115,18 +123,19 @@ pub struct Deliveries {
     pub cursor: Option<String>,
 }
 
-/// An attempt that failed, was a retry, or belonged to a replay: of others there is nothing to tell.
+/// An attempt that failed, was a retry, or belonged to a replay: of others there is nothing to tell. Or one that was counted
+/// and has no end on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptDocument {
     /// Where to.
     pub destination: String,
     /// Its number, from 1; a replay begins anew.
     pub number: u32,
-    /// RFC 3339.
-    pub started_at: String,
-    /// How long it took.
-    pub duration_ms: u64,
-    /// The outcome's label.
+    /// RFC 3339; absent when it was cut off.
+    pub started_at: Option<String>,
+    /// How long it took; absent when it was cut off.
+    pub duration_ms: Option<u64>,
+    /// The outcome's label, or `cut_off`.
     pub outcome: String,
     /// The backend's status.
     pub status: Option<u16>,
@@ -200,12 +209,47 @@ async fn show(State(gateway): Shown, Path(id): Path<String>) -> Result<Json<Deli
     gateway.delivery(&id).await.map(Json)
 }
 
+/// Bodies that are read at a time.
+const READ_MAX: usize = 8;
+/// Bytes of one that wait in its reader's connection.
+const PART: usize = 64 << 10;
+
+/// Places for readers of bodies: each holds a whole body in memory, and may be slow.
+#[derive(Clone)]
+pub(super) struct Readers(Arc<Semaphore>);
+
+impl Readers {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(READ_MAX)))
+    }
+
+    fn take(self) -> Result<OwnedSemaphorePermit, Refused> {
+        let none = |_| Refused::TooMany(format!("{READ_MAX} bodies are being read: try again"));
+        self.0.try_acquire_owned().map_err(none)
+    }
+}
+
+/// Keeps the place until the body has been read, or its reader is gone.
+fn in_parts(body: Bytes, place: OwnedSemaphorePermit) -> Body {
+    // Of a whole the connection would keep what it has not sent, and give the place back.
+    Body::from_stream(stream::unfold((body, place), |(mut body, place)| async move {
+        let part = body.split_to(body.len().min(PART));
+        (!part.is_empty()).then_some((Ok::<_, Infallible>(part), (body, place)))
+    }))
+}
+
 /// The body of a delivery, byte for byte
 #[utoipa::path(get, path = "/deliveries/{id}/body", tag = "deliveries",
     params(("id" = String, Path, description = "Its id")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>)))]
-pub(super) async fn body(State(gateway): Shown, Path(id): Path<String>) -> Result<Response, Refused> {
-    let body: Bytes = gateway.delivery_body(&id).await?;
+pub(super) async fn body(
+    State(gateway): Shown,
+    Extension(readers): Extension<Readers>,
+    Path(id): Path<String>,
+) -> Result<Response, Refused> {
+    let place = readers.take()?;
+    let body = gateway.delivery_body(&id).await?;
+    let length = HeaderValue::from(body.len());
     // A stranger has written it: no browser may take it for a page of ours.
     let inert = [
         (CONTENT_TYPE, "application/octet-stream"),
@@ -213,7 +257,7 @@ pub(super) async fn body(State(gateway): Shown, Path(id): Path<String>) -> Resul
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (CONTENT_SECURITY_POLICY, "sandbox; default-src 'none'"),
     ];
-    Ok((inert, body).into_response())
+    Ok((inert, [(CONTENT_LENGTH, length)], in_parts(body, place)).into_response())
 }
 
 /// Forward a delivery again, to all its destinations or one: marked as a replay, under the same id

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Known, Shown, problem};
+use super::audit::Operator;
+use super::refused::{SOON, later};
+use super::shares::Shares;
+use super::{Known, Shown};
 
 /// Events that the slowest reader may be behind.
 const BEHIND_MAX: usize = 1_024;
@@ -30,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Readers at a time.
 const READERS_MAX: usize = 32;
+/// Those of one operator: a browser that opens one page after the other leaves some to others.
+const OF_ONE_MAX: usize = 16;
 
 /// Something that has happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -100,13 +106,14 @@ impl Event {
 #[derive(Debug)]
 pub struct Events {
     sender: broadcast::Sender<Arc<Event>>,
+    readers: Shares<String>,
     ended: CancellationToken,
 }
 
 impl Events {
     /// Without readers. They are sent away when `ended` is cancelled.
     pub fn new(ended: CancellationToken) -> Self {
-        Self { sender: broadcast::channel(BEHIND_MAX).0, ended }
+        Self { sender: broadcast::channel(BEHIND_MAX).0, readers: Shares::default(), ended }
     }
 
     /// Whether anybody listens: else there is no use in making an event.
@@ -120,14 +127,16 @@ impl Events {
         let _ = self.sender.send(Arc::new(event));
     }
 
-    /// What is told from now on; ends when the reader is too slow, or the gateway ends.
-    fn read(&self) -> Option<mpsc::Receiver<Arc<Event>>> {
+    /// What is told from now on to a reader of this name; ends when it is too slow, or the gateway ends.
+    fn read(&self, by: &str) -> Option<mpsc::Receiver<Arc<Event>>> {
         if self.sender.receiver_count() >= READERS_MAX {
             return None;
         }
+        let share = self.readers.take(by.to_owned(), OF_ONE_MAX)?;
         let (mut source, ended) = (self.sender.subscribe(), self.ended.clone());
         let (queue, reader) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
+            let _share = share;
             loop {
                 let next = tokio::select! {
                     next = source.recv() => next,
@@ -155,14 +164,14 @@ pub(super) fn routes() -> OpenApiRouter<Known> {
 /// dropped; nothing is told again.
 #[utoipa::path(get, path = "/events", tag = "gateway",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
-async fn events(State(gateway): Shown) -> Response {
-    told(&gateway, None)
+async fn events(State(gateway): Shown, Extension(operator): Extension<Operator>) -> Response {
+    told(&gateway, &operator, None)
 }
 
 /// What happens from now on, until it ends by itself.
-pub(super) fn told(gateway: &Known, until: Option<Instant>) -> Response {
-    let Some(reader) = gateway.events().read() else {
-        return problem(StatusCode::TOO_MANY_REQUESTS, "as many read events as may at a time");
+pub(super) fn told(gateway: &Known, to: &Operator, until: Option<Instant>) -> Response {
+    let Some(reader) = gateway.events().read(&to.name) else {
+        return later(StatusCode::TOO_MANY_REQUESTS, "as many read events as may at a time", SOON);
     };
     let told = stream::unfold(reader, move |mut reader| async move {
         let event = match until {
@@ -190,12 +199,12 @@ mod tests {
         let events = Events::new(ended.clone());
         assert!(!events.are_watched());
         events.tell(event(0));
-        let mut reader = events.read().unwrap();
+        let mut reader = events.read("a").unwrap();
         assert!(events.are_watched());
         events.tell(event(1));
         assert_eq!(*reader.recv().await.unwrap(), event(1), "what was told before is not told again");
 
-        let mut slow = events.read().unwrap();
+        let mut slow = events.read("a").unwrap();
         for n in 0..BEHIND_MAX as u64 + QUEUE as u64 + 2 {
             events.tell(event(n));
         }
@@ -205,7 +214,7 @@ mod tests {
         }
         assert!(heard <= QUEUE, "{heard}");
 
-        let mut last = events.read().unwrap();
+        let mut last = events.read("a").unwrap();
         ended.cancel();
         assert_eq!(last.recv().await, None);
     }
@@ -213,12 +222,14 @@ mod tests {
     #[tokio::test]
     async fn there_are_so_many_readers_at_most() {
         let events = Events::new(CancellationToken::new());
-        let readers: Vec<_> = (0..READERS_MAX).map(|_| events.read().unwrap()).collect();
-        assert!(events.read().is_none());
-        drop(readers);
+        let readers: Vec<_> = (0..OF_ONE_MAX).map(|_| events.read("a").unwrap()).collect();
+        assert!(events.read("a").is_none());
+        let others: Vec<_> = (OF_ONE_MAX..READERS_MAX).map(|_| events.read("b").unwrap()).collect();
+        assert!(events.read("c").is_none());
+        drop((readers, others));
         while events.are_watched() {
             tokio::task::yield_now().await;
         }
-        assert!(events.read().is_some());
+        assert!(events.read("a").is_some());
     }
 }

@@ -1,19 +1,25 @@
 //! Answers that are a problem document (RFC 9457), and what is read of a request, so that whatever is wrong with it is
 //! told by one.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
 
+use super::auth::Denied;
+
 const PROBLEM: &str = "application/problem+json";
+/// When to come again where nobody can know it.
+pub(super) const SOON: Duration = Duration::from_secs(1);
 
 /// Why an answer cannot be given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +55,9 @@ impl IntoResponse for Refused {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) => {
+                return later(StatusCode::TOO_MANY_REQUESTS, &self.to_string(), SOON);
+            }
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         problem(status, &self.to_string())
@@ -111,11 +119,25 @@ pub(super) async fn as_problems(request: Request, next: Next) -> Response {
     told
 }
 
-/// Asks to come again, of a request that was refused for want of room.
-pub(super) fn busy(detail: &str) -> Response {
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
-    response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+/// Asks to come again, after whole seconds and at least one, of a request that was refused for want of room.
+pub(super) fn later(status: StatusCode, detail: &str, after: Duration) -> Response {
+    let mut response = problem(status, detail);
+    let seconds = after.as_millis().div_ceil(1_000).max(1);
+    if let Ok(seconds) = HeaderValue::try_from(seconds.to_string()) {
+        response.headers_mut().insert(RETRY_AFTER, seconds);
+    }
     response
+}
+
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        match self {
+            Self::TooOften(after) => later(self.status(), &self.to_string(), after),
+            Self::Token | Self::Host | Self::Origin | Self::Proxied => {
+                problem(self.status(), &self.to_string())
+            }
+        }
+    }
 }
 
 /// The parameters of a query.

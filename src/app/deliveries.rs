@@ -1,5 +1,6 @@
 //! What operators see of stored deliveries, and what they do to one of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -16,7 +17,9 @@ use crate::clock::{Moment, Timestamp, earlier};
 use crate::forward::State;
 use crate::id::Id;
 use crate::store::StoreError;
-use crate::store::operators::{Attempted, Change, Filter, ForwardStatus, Listed, Page, Summary, Wanted};
+use crate::store::operators::{
+    ATTEMPTS_MAX, Attempted, Change, Filter, ForwardStatus, History, Listed, Page, Summary, Wanted,
+};
 use crate::units::parse_duration;
 
 /// Bytes of a body that are shown with a delivery; all of it is to be had by itself.
@@ -51,6 +54,7 @@ impl Parts {
         let id = parse_id(id)?;
         let delivery = self.store.delivery(id).await.map_err(refused)?.ok_or_else(unknown)?;
         let history = self.operators.history(id).await.map_err(refused)?;
+        let attempts = timeline(&history);
         let listed = Listed {
             id,
             summary: Some(Summary {
@@ -74,7 +78,7 @@ impl Parts {
             body,
             body_encoding: body_encoding.to_owned(),
             body_truncated,
-            attempts: history.attempts.into_iter().map(attempt).collect(),
+            attempts,
         })
     }
 
@@ -230,15 +234,59 @@ fn forward(status: ForwardStatus, now: Moment) -> ForwardDocument {
     }
 }
 
-fn attempt(attempted: Attempted) -> AttemptDocument {
+/// The attempts whose end is on record, and in their places those that were counted and have none.
+fn timeline(history: &History) -> Vec<AttemptDocument> {
+    let mut shown = Vec::with_capacity(history.attempts.len());
+    let mut latest: HashMap<&str, u32> = HashMap::new();
+    // Then the earliest are not there, for another reason.
+    let are_all = history.attempts.len() < ATTEMPTS_MAX as usize;
+    for attempted in &history.attempts {
+        let before = match latest.insert(&attempted.destination, attempted.number) {
+            Some(before) if before <= attempted.number => before,
+            None if !are_all => attempted.number,
+            // A replay begins anew.
+            Some(_) | None => 0,
+        };
+        let missing = before + 1..attempted.number;
+        shown.extend(missing.map(|number| cut_off(&attempted.destination, number)));
+        shown.push(attempt(attempted));
+    }
+    for forward in &history.forwards {
+        let before = latest.get(&*forward.destination).copied().unwrap_or_default();
+        let last = match forward.state {
+            // That one may go on still.
+            State::InFlight | State::Cancelled => forward.attempts.saturating_sub(1),
+            // Of such a one nothing is kept.
+            State::Delivered if forward.attempts == 1 => 0,
+            State::Waiting | State::Delivered | State::Dead => forward.attempts,
+        };
+        shown.extend((before + 1..=last).map(|number| cut_off(&forward.destination, number)));
+    }
+    shown
+}
+
+fn attempt(attempted: &Attempted) -> AttemptDocument {
     AttemptDocument {
         destination: attempted.destination.to_string(),
         number: attempted.number,
-        started_at: attempted.started_at.to_string(),
-        duration_ms: u64::try_from(attempted.duration.as_millis()).unwrap_or(u64::MAX),
-        outcome: attempted.outcome,
+        started_at: Some(attempted.started_at.to_string()),
+        duration_ms: Some(u64::try_from(attempted.duration.as_millis()).unwrap_or(u64::MAX)),
+        outcome: attempted.outcome.clone(),
         status: attempted.status,
-        detail: attempted.detail,
+        detail: attempted.detail.clone(),
+    }
+}
+
+fn cut_off(destination: &str, number: u32) -> AttemptDocument {
+    AttemptDocument {
+        destination: destination.to_owned(),
+        number,
+        started_at: None,
+        duration_ms: None,
+        outcome: "cut_off".to_owned(),
+        status: None,
+        detail: "the gateway that made it ended first, or lost the forward to another; the backend may have got it"
+            .to_owned(),
     }
 }
 
@@ -275,6 +323,47 @@ mod tests {
         check(&long, BODY_MAX - 1, "utf-8", true);
         long[0] = 0xff;
         check(&long, BODY_MAX.div_ceil(3) * 4, "base64", true);
+    }
+
+    #[test]
+    fn attempts_without_an_end_are_shown_in_their_places() {
+        let at = Timestamp::from_second(1_000_000).unwrap();
+        let attempted = |number| Attempted {
+            destination: "a".into(),
+            number,
+            started_at: at,
+            duration: std::time::Duration::ZERO,
+            outcome: "timeout".to_owned(),
+            status: None,
+            detail: String::new(),
+        };
+        let check = |ended: &[u32], state, attempts, expected: &[(u32, bool)]| {
+            let forward = ForwardStatus {
+                destination: "a".into(),
+                state,
+                attempts,
+                due_at: at,
+                pending_since: at,
+                replay: false,
+                settled_at: None,
+                outcome: None,
+                parked: false,
+            };
+            let attempts = ended.iter().map(|number| attempted(*number)).collect();
+            let shown = timeline(&History { forwards: vec![forward], attempts });
+            let shown: Vec<_> = shown.iter().map(|one| (one.number, one.outcome == "cut_off")).collect();
+            assert_eq!(shown, expected, "{ended:?} {state:?}");
+        };
+        check(&[], State::Waiting, 0, &[]);
+        check(&[], State::Delivered, 1, &[]);
+        check(&[], State::InFlight, 1, &[]);
+        check(&[], State::Waiting, 1, &[(1, true)]);
+        check(&[2], State::Delivered, 2, &[(1, true), (2, false)]);
+        check(&[1, 4], State::InFlight, 6, &[(1, false), (2, true), (3, true), (4, false), (5, true)]);
+        // An attempt that was asked to come again later is not counted.
+        check(&[1, 2, 2], State::Waiting, 1, &[(1, false), (2, false), (2, false)]);
+        // Replayed.
+        check(&[1, 2, 3, 2], State::Dead, 2, &[(1, false), (2, false), (3, false), (1, true), (2, false)]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the commands over the admin API share: asking it, choosing deliveries, and printing tables and documents.
 
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
@@ -8,13 +9,15 @@ use countersign::admin::{Job, JobOrder};
 use countersign::clock::{Clock, earlier};
 use countersign::units::parse_duration;
 use http::{Method, StatusCode};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
-use super::status::{Gateway, refusal};
-use super::{Failure, say, say_error};
+use super::status::{Gateway, detail, refusal};
+use super::{Failure, say, small_runtime};
 
 /// Between two looks at a job.
 const LOOK: Duration = Duration::from_millis(250);
@@ -149,8 +152,11 @@ fn tell<T: DeserializeOwned>(
     body: Bytes,
 ) -> Result<T, Failure> {
     let answer = gateway.send(method, path, body)?;
-    if answer.status() != StatusCode::OK {
-        return Err(Failure::Failed(refusal(&answer)));
+    match answer.status() {
+        StatusCode::OK => {}
+        // It says what of the command line makes no sense.
+        StatusCode::BAD_REQUEST => return Err(Failure::Usage(detail(&answer))),
+        _ => return Err(Failure::Failed(refusal(&answer))),
     }
     serde_json::from_slice(answer.body())
         .map_err(|error| Failure::Failed(format!("this is not what a gateway answers: {error}")))
@@ -187,19 +193,31 @@ pub(super) fn or_dash(text: Option<&str>) -> String {
     text.map_or_else(|| "-".to_owned(), |text| inert(text).replace(['\n', '\t'], " "))
 }
 
-/// Orders a job and waits for its end, with a bar where somebody looks.
+/// Orders a job and waits for its end, with a bar where somebody looks. Whoever interrupts that is told how to end the job.
 pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool) -> Result<(), Failure> {
+    let runtime = small_runtime()?;
+    let mut interrupt = runtime
+        .block_on(async { signal(SignalKind::interrupt()) })
+        .map_err(|error| Failure::Io(format!("cannot handle signals: {error}")))?;
     let mut job: Job = send(gateway, path, order)?;
-    if !json && !job.is_over() {
-        // Whoever interrupts this command should know how to end what it began.
-        say_error(&format!("job {id}; `countersign jobs cancel {id}` ends it where it is", id = job.id));
-    }
     let bar = bar(json);
+    let mut state = String::new();
     while !job.is_over() {
+        if state != job.state {
+            // Counting is no part of the pace.
+            bar.reset_elapsed();
+            state.clone_from(&job.state);
+        }
         bar.set_message(format!("{} {}", job.kind, job.state));
         bar.set_length(job.matched);
         bar.set_position(job.done + job.skipped);
-        std::thread::sleep(LOOK);
+        if runtime.block_on(async { timeout(LOOK, interrupt.recv()).await.is_ok() }) {
+            bar.finish_and_clear();
+            let Job { id, kind, .. } = job;
+            return Err(Failure::Failed(format!(
+                "the {kind} goes on in the gateway; `countersign jobs cancel {id}` ends it where it is"
+            )));
+        }
         job = ask(gateway, Method::GET, &format!("/api/v1/jobs/{}", escaped(&job.id)))?;
     }
     bar.finish_and_clear();
@@ -219,9 +237,22 @@ pub(super) fn follow(gateway: &Gateway, path: &str, order: &JobOrder, json: bool
 pub(super) fn bar(json: bool) -> ProgressBar {
     let bar =
         if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} ({per_sec}, {eta} left)");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} ({pace})");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.with_key("pace", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = write!(text, "{}", pace(state.pos(), state.len().unwrap_or_default(), state.elapsed()));
+    }));
     bar
+}
+
+/// The mean, which is right for a pace that is held to a rate, however low, and what is left at that.
+fn pace(done: u64, of: u64, elapsed: Duration) -> String {
+    let rate = done as f64 / elapsed.as_secs_f64().max(f64::EPSILON);
+    if done == 0 || elapsed < Duration::from_secs(1) {
+        return "-".to_owned();
+    }
+    let left = of.saturating_sub(done) as f64 / rate;
+    format!("{rate:.1}/s, {} left", HumanDuration(Duration::from_secs_f64(left.ceil())))
 }
 
 pub(super) fn told(job: &Job) -> String {
@@ -247,6 +278,18 @@ pub(super) fn told(job: &Job) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_what_was_done_so_far() {
+        let check = |done, of, seconds, expected: &str| {
+            assert_eq!(pace(done, of, Duration::from_secs(seconds)), expected);
+        };
+        check(0, 100, 10, "-");
+        check(5, 100, 0, "-");
+        check(1, 121, 10, "0.1/s, 20 minutes left");
+        check(50, 100, 10, "5.0/s, 10 seconds left");
+        check(3, 3, 3, "1.0/s, 0 seconds left");
+    }
 
     #[test]
     fn what_strangers_write_moves_no_cursor() {

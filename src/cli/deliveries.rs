@@ -235,9 +235,13 @@ fn print_detail(detail: &DeliveryDetail) -> Result<(), Failure> {
     }
     for attempt in &detail.attempts {
         let status = attempt.status.map_or(String::new(), |status| format!(" {status}"));
+        let after = attempt.duration_ms.map_or(String::new(), |duration| format!(" after {duration} ms"));
         say(&format!(
-            "{} {} attempt {}: {}{status} after {} ms",
-            attempt.started_at, attempt.destination, attempt.number, attempt.outcome, attempt.duration_ms
+            "{} {} attempt {}: {}{status}{after}",
+            or_dash(attempt.started_at.as_deref()),
+            attempt.destination,
+            attempt.number,
+            attempt.outcome
         ));
         if !attempt.detail.is_empty() {
             say(&format!("    {}", inert(&attempt.detail).replace('\n', "\n    ")));

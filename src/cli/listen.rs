@@ -93,7 +93,7 @@ async fn listen(arguments: &Arguments) -> Result<(), Failure> {
     }
     say(&format!("forwards to  {}", arguments.forward_to));
     say(&format!(
-        "operators    http://{0}/metrics  and  countersign status --admin http://{0}",
+        "console      http://{0}/  and  countersign status --admin http://{0}",
         app.admin_address()
     ));
     say("end with Ctrl-C; what has not reached your application by then is gone\n");

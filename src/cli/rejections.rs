@@ -22,8 +22,8 @@ pub(super) enum Command {
     },
     /// Tell why a request was refused, and what to do about it
     Explain {
-        /// Its id, as in the list
-        id: String,
+        /// Its id, as in the list; the newest otherwise
+        id: Option<String>,
         #[command(flatten)]
         gateway: Gateway,
         /// Print the document as JSON
@@ -86,8 +86,9 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
             if *json { print_json(&list) } else { print_list(&list) }
         }
         Command::Explain { id, gateway, json } => {
+            let id = id.clone().map_or_else(|| newest(gateway), Ok)?;
             let explained: Explained =
-                ask(gateway, Method::GET, &format!("/api/v1/rejections/{}", escaped(id)))?;
+                ask(gateway, Method::GET, &format!("/api/v1/rejections/{}", escaped(&id)))?;
             if *json { print_json(&explained) } else { print_explained(&explained) }
         }
         Command::Reverify { id: Some(id), gateway, json, .. } => {
@@ -114,6 +115,12 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
             verdict(&all.reverified)
         }
     }
+}
+
+fn newest(gateway: &Gateway) -> Result<String, Failure> {
+    let list: Rejections = ask(gateway, Method::GET, "/api/v1/rejections?limit=1")?;
+    let newest = list.rejections.into_iter().next().map(|rejection| rejection.id);
+    newest.ok_or_else(|| Failure::Failed("no refused request is kept".to_owned()))
 }
 
 fn verdict(all: &[Reverification]) -> Result<(), Failure> {

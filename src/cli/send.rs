@@ -7,9 +7,10 @@ use countersign::clock::{Clock, Timestamp};
 use countersign::secret::Secret;
 use countersign::verify::{Message, Preset, Signer, preset};
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request, StatusCode};
 use serde_json::{Map, Value};
 
+use super::ask::inert;
 use super::http::Client;
 use super::{Failure, events, say, small_runtime};
 
@@ -60,13 +61,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let answer = small_runtime()?.block_on(async { Client::new()?.exchange(request).await })?;
     say(&format!("{}", answer.status()));
     for (name, value) in answer.headers() {
-        say(&format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+        say(&format!("{name}: {}", inert(&String::from_utf8_lossy(value.as_bytes()))));
     }
     if !answer.body().is_empty() {
         say("");
         write_raw(answer.body())?;
     }
-    if answer.status().is_success() { Ok(()) } else { Err(Failure::Failed(String::new())) }
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        StatusCode::UNAUTHORIZED => Err(Failure::Failed(
+            "refused; a gateway tells its operators why: `countersign rejections list`, or its console"
+                .to_owned(),
+        )),
+        _ => Err(Failure::Failed(String::new())),
+    }
 }
 
 fn build(arguments: &Arguments, now: Timestamp) -> Result<Request<Bytes>, Failure> {

@@ -135,8 +135,8 @@ fn print(status: &Status) {
     }
     say("");
     say(&format!(
-        "{:<24} {:<18} {:>10} {:>10} {:>10} {:>10}",
-        "SOURCE", "PROVIDER", "STORED", "DUPLICATE", "REJECTED", "UNROUTED"
+        "{:<24} {:<18} {:>10} {:>10} {:>10} {:>10}  {}",
+        "SOURCE", "PROVIDER", "STORED", "DUPLICATE", "REJECTED", "UNROUTED", "URL"
     ));
     for source in &status.sources {
         let provider = if source.enforcement == "enforce" {
@@ -145,8 +145,13 @@ fn print(status: &Status) {
             format!("{} ({})", source.provider, source.enforcement)
         };
         say(&format!(
-            "{:<24} {provider:<18} {:>10} {:>10} {:>10} {:>10}",
-            source.name, source.stored, source.duplicate, source.rejected, source.unrouted
+            "{:<24} {provider:<18} {:>10} {:>10} {:>10} {:>10}  {}",
+            source.name,
+            source.stored,
+            source.duplicate,
+            source.rejected,
+            source.unrouted,
+            source.url.as_deref().unwrap_or(&source.path)
         ));
         for secret in &source.secrets {
             if let Some(advice) = &secret.advice {

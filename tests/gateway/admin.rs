@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::backend::Backend;
+use crate::console::TOKENS;
 use crate::sender::{Post, body, every_provider};
 use crate::support::{Gateway, PATIENCE, countersign, eventually};
 
 /// An answer of the admin listener: status, head and body.
-fn exchange(gateway: &Gateway, request: &str) -> (u16, String, String) {
+pub(crate) fn exchange(gateway: &Gateway, request: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(gateway.admin).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -21,7 +22,13 @@ fn exchange(gateway: &Gateway, request: &str) -> (u16, String, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_lowercase(), body.to_owned())
 }
 
-fn request(gateway: &Gateway, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
+pub(crate) fn request(
+    gateway: &Gateway,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String, String) {
     let text = format!(
         "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
         gateway.admin,
@@ -95,11 +102,7 @@ fn whatever_is_wrong_is_a_problem_document() {
 #[test]
 fn a_viewer_changes_nothing_and_changes_are_told_with_who_made_them() {
     let backend = Backend::accepting();
-    let gateway = Gateway::start(&format!(
-        "admin.tokens = [{{ name = \"ops\", role = \"operator\", value = \"a-token-for-operators\" }},\n\
-         {{ name = \"eye\", role = \"viewer\", value = \"a-token-for-viewers\" }}]\n{}",
-        every_provider(&backend)
-    ));
+    let gateway = Gateway::start(&format!("{TOKENS}{}", every_provider(&backend)));
     let as_viewer = "Authorization: Bearer a-token-for-viewers\r\n";
     let as_operator = "Authorization: Bearer a-token-for-operators\r\n";
     let (_, _, document) = request(&gateway, "GET", "/api/v1/openapi.json", "", "");
@@ -239,6 +242,15 @@ fn the_command_line_says_why_it_was_not_answered() {
     assert_eq!(code, Some(64));
     assert!(error.contains("2h"), "{error}");
     let token = ["--token", "a-token-for-operators"];
+    for arguments in [
+        &["deliveries", "show", "x"][..],
+        &["deliveries", "list", "--state", "odd"],
+        &["replay", "--source", "github", "--rate", "fast"],
+        &["replay"],
+    ] {
+        let (code, _, error) = command(&gateway, &[arguments, &token[..]].concat());
+        assert!(code == Some(64) && error.lines().count() == 1, "{arguments:?}: {code:?} {error}");
+    }
     let (code, text, _) =
         command(&gateway, &[&["replay", "--since", "2h", "--dry-run", "--json"], &token[..]].concat());
     assert_eq!(code, Some(0));

@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::admin::get;
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, every_provider};
 use crate::support::Gateway;
@@ -18,6 +21,12 @@ fn an_attempt_cut_off_by_a_crash_is_made_again_and_stays_counted() {
     let got = backend.eventually_got(2);
     assert_eq!(got[1].header("countersign-attempt"), Some("2"));
     gateway.eventually_metric("countersign_forward_pending{destination=\"legacy\"}", 0.0);
+    // And is to be seen among the others.
+    let id = get(&gateway, "deliveries")["deliveries"][0]["id"].clone();
+    let attempts = get(&gateway, &format!("deliveries/{}", id.as_str().unwrap()))["attempts"].clone();
+    let said = |attempt: &Value| format!("{} {}", attempt["number"], attempt["outcome"]);
+    let seen: Vec<_> = attempts.as_array().unwrap().iter().map(said).collect();
+    assert_eq!(seen, ["1 \"cut_off\"", "2 \"delivered\""], "{attempts}");
 }
 
 #[test]

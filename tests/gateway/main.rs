@@ -14,6 +14,7 @@ mod console;
 mod durable;
 mod exact;
 mod handshakes;
+mod limits;
 mod listen;
 mod observe;
 mod once;

@@ -40,7 +40,16 @@ fn the_quick_start_works_line_by_line() {
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
-    for expected in ["countersign.toml: ok", "ready listen=", "200 OK", "hostwares"] {
+    for expected in [
+        "countersign.toml: ok",
+        "ready listen=",
+        "200 OK",
+        "deployment.completed",
+        "401 Unauthorized",
+        "refused for signature_mismatch",
+        "there are no dead letters",
+        "0 forwards match",
+    ] {
         assert!(stdout.contains(expected), "{expected} is missing: {stdout}");
     }
     backend.eventually_got(1);

@@ -1,5 +1,6 @@
 //! Promise: what gave up, and what was delivered, can be looked at and forwarded again, by id or by the thousand.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use crate::admin::{command, get, post};
 use crate::backend::{Backend, Reply};
 use crate::sender::{Post, SECRET, body};
-use crate::support::{Gateway, eventually};
+use crate::support::{Gateway, countersign, eventually};
 
 /// A backend whose answers can be changed, and a gateway that forwards everything from GitHub to it twice.
 fn twice(status: u16, source: &str) -> (Arc<AtomicU16>, Backend, Gateway) {
@@ -152,6 +153,23 @@ fn a_slow_replay_tells_how_far_it_is_and_can_be_cancelled() {
     backend.eventually_got(21);
     settled(&gateway);
     assert_eq!(backend.got().len(), 21);
+
+    // Whoever interrupts the command is told that the job goes on, and how to end it.
+    let admin = format!("http://{}", gateway.admin);
+    let mut replay = countersign();
+    replay.args(["replay", "--source", "github", "--rate", "1/h", "--admin", &admin]);
+    let replay = replay.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let latest = || get(&gateway, "jobs")["jobs"][0].clone();
+    eventually("it is running", || latest()["state"] == "running");
+    let id = latest()["id"].as_str().unwrap().to_owned();
+    let told =
+        format!("the replay goes on in the gateway; `countersign jobs cancel {id}` ends it where it is\n");
+    let interrupt = || Command::new("kill").args(["-INT", &replay.id().to_string()]).status().unwrap();
+    assert!(interrupt().success());
+    let output = replay.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr)), (Some(1), told.into()));
+    assert_eq!(latest()["state"], "running");
+    assert_eq!(post(&gateway, &format!("jobs/{id}/cancel"), json!({})).0, 200);
 
     // Only so many at a time; and none outlives the process.
     for _ in 0..4 {

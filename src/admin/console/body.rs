@@ -56,21 +56,27 @@ fn hex(bytes: &[u8]) -> String {
     shown
 }
 
-/// A command that sends the same body and headers to `url`. What is masked is left out and named, and a body that is no
-/// plain text is taken from the file that the page lets one download.
+/// Names of headers whose values are not shown.
+pub(super) fn masked(delivery: &DeliveryDetail) -> impl Iterator<Item = &str> {
+    delivery.headers.iter().filter(|(_, value)| is_masked(value)).map(|(name, _)| &**name)
+}
+
+fn is_masked(value: &str) -> bool {
+    value.starts_with('…')
+}
+
+/// A command that sends the same body and headers to `url`, and in which nothing that strangers wrote stands outside of
+/// quotes: not even in a comment, which some shells have none of. What is masked is left out, and a body that is no plain
+/// text is taken from the file that the page lets one download.
 pub(super) fn curl(delivery: &DeliveryDetail, url: &str) -> String {
     /// Of the connection that it came by.
     const OF_THE_CONNECTION: [&str; 6] =
         ["host", "content-length", "connection", "transfer-encoding", "accept-encoding", "expect"];
     let method = delivery.delivery.method.as_deref().unwrap_or("POST");
-    let mut command = format!("curl --request {} {}", quoted(method), quoted(url));
-    let mut left_out = Vec::new();
+    // In the URL of a destination braces may stand for values of the delivery.
+    let mut command = format!("curl --globoff --request {} {}", quoted(method), quoted(url));
     for (name, value) in &delivery.headers {
-        if OF_THE_CONNECTION.contains(&&**name) {
-            continue;
-        }
-        if value.starts_with('…') {
-            left_out.push(&**name);
+        if OF_THE_CONNECTION.contains(&&**name) || is_masked(value) {
             continue;
         }
         let _ = write!(command, " \\\n  --header {}", quoted(&format!("{name}: {value}")));
@@ -84,9 +90,6 @@ pub(super) fn curl(delivery: &DeliveryDetail, url: &str) -> String {
         // `--data-raw` takes no `@` for a file.
         let option = if is_plain { "--data-raw" } else { "--data-binary" };
         let _ = write!(command, " \\\n  {option} {data}");
-    }
-    if !left_out.is_empty() {
-        let _ = write!(command, "\n# without what is masked: {}", left_out.join(", "));
     }
     command
 }
@@ -136,12 +139,14 @@ mod tests {
 
     #[test]
     fn a_command_for_a_shell_says_nothing_to_the_shell() {
-        let headers = [("host", "x"), ("x-a", "'; rm -rf ~; '$(id)`id`"), ("x-sig", "…(9 bytes)")];
+        let headers = [("host", "x"), ("x-a", "'; rm -rf ~; '$(id)`id`"), ("x-token|reboot", "…(9 bytes)")];
+        let hostile = delivery(&headers, "@/etc/passwd'");
         assert_eq!(
-            curl(&delivery(&headers, "@/etc/passwd'"), "http://b/"),
-            "curl --request 'POST' 'http://b/' \\\n  --header 'x-a: '\\''; rm -rf ~; '\\''$(id)`id`' \\\n  \
-             --data-raw '@/etc/passwd'\\'''\n# without what is masked: x-sig"
+            curl(&hostile, "http://b/{json:/a}"),
+            "curl --globoff --request 'POST' 'http://b/{json:/a}' \\\n  --header 'x-a: '\\''; rm -rf ~; '\\''$(id)`id`' \\\n  \
+             --data-raw '@/etc/passwd'\\'''"
         );
+        assert_eq!(masked(&hostile).collect::<Vec<_>>(), ["x-token|reboot"]);
         assert!(curl(&delivery(&[], "a\u{1b}[2J"), "u").ends_with("--data-binary '@id.bin'"));
     }
 }

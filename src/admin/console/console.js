@@ -117,7 +117,16 @@ function watch(button) {
   button.setAttribute("aria-pressed", "true");
   said.textContent = "connecting…";
   source.addEventListener("open", () => { said.textContent = "live: the newest come first, whatever the search, except for its source"; });
-  source.addEventListener("error", () => { said.textContent = "not connected; trying again"; });
+  source.addEventListener("error", () => {
+    if (source.readyState !== EventSource.CLOSED) {
+      said.textContent = "not connected; trying again";
+      return;
+    }
+    // It was refused: the browser does not ask again.
+    source = null;
+    button.setAttribute("aria-pressed", "false");
+    said.textContent = "refused: the session is over, or too many watch; load the page and try again";
+  });
   source.addEventListener("delivery", (event) => arrived(rows, JSON.parse(event.data)));
   source.addEventListener("attempt", (event) => attempted(rows, JSON.parse(event.data)));
 }

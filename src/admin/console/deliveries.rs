@@ -10,10 +10,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::Console;
-use super::body::{Shown, curl, shown};
+use super::body::{Shown, curl, masked, shown};
 use super::enter::Visitor;
 use super::layout::{Action, Tab, bytes, number, or_dash, page, plain, query, state, time};
 use crate::admin::audit::Detail;
+use crate::admin::deliveries::{Readers, body};
 use crate::admin::refused::Refused;
 use crate::admin::{
     AttemptDocument, Deliveries, DeliveryDetail, DeliveryQuery, DeliverySummary, ForwardDocument,
@@ -255,7 +256,7 @@ fn forwards(detail: &DeliveryDetail, visitor: &Visitor) -> Markup {
                 td { (forward.destination) }
                 td { (state(&forward.state)) @if forward.parked { " parked" } @if forward.replay { " replay" } }
                 td.n { (forward.attempts) }
-                td { (or_dash(forward.outcome.as_deref())) }
+                td { (or_dash(forward.outcome.as_deref().map(|outcome| outcome.replace('_', " ")).as_deref())) }
                 td { @match &forward.due_at { Some(at) => { (time(at)) } None => { span.dim { "–" } } } }
                 td { @match &forward.settled_at { Some(at) => { (time(at)) } None => { span.dim { "–" } } } }
                 td.actions {
@@ -285,7 +286,11 @@ fn timeline(attempts: &[AttemptDocument]) -> Markup {
         ol.timeline {
             @for attempt in attempts {
                 li {
-                    div { (time(&attempt.started_at)) " · " (attempt.destination) " · attempt " (attempt.number) " · " (attempt.duration_ms) " ms" }
+                    div {
+                        @if let Some(at) = &attempt.started_at { (time(at)) " · " }
+                        (attempt.destination) " · attempt " (attempt.number)
+                        @if let Some(duration) = attempt.duration_ms { " · " (duration) " ms" }
+                    }
                     div {
                         (state(if attempt.outcome == "delivered" { "delivered" } else { "failed" })) " " (attempt.outcome.replace('_', " "))
                         @if let Some(status) = attempt.status { " · status " (status) }
@@ -333,6 +338,7 @@ fn content(detail: &DeliveryDetail, raw: bool) -> Markup {
 }
 
 fn command(detail: &DeliveryDetail, status: &Status) -> Markup {
+    let masked: Vec<_> = masked(detail).collect();
     let first = detail.delivery.forwards.first();
     let known =
         first.and_then(|forward| status.destinations.iter().find(|known| known.name == forward.destination));
@@ -344,12 +350,17 @@ fn command(detail: &DeliveryDetail, status: &Status) -> Markup {
         details {
             summary { "As a " code { "curl" } " command" }
             pre #curl { (plain(&curl(detail, url))) }
+            @if !masked.is_empty() { p.dim { "Without what is masked: " (plain(&masked.join(", "))) } }
         }
     }
 }
 
-async fn download(State(console): State<Console>, Path(id): Path<String>) -> Result<Response, Refused> {
-    let mut response = crate::admin::deliveries::body(State(console.gateway), Path(id.clone())).await?;
+async fn download(
+    State(console): State<Console>,
+    readers: Extension<Readers>,
+    Path(id): Path<String>,
+) -> Result<Response, Refused> {
+    let mut response = body(State(console.gateway), readers, Path(id.clone())).await?;
     // It is the id of a delivery: there is one.
     if let Ok(name) = HeaderValue::try_from(format!("attachment; filename=\"{id}.bin\"")) {
         response.headers_mut().insert(CONTENT_DISPOSITION, name);

@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Form, FromRequest as _, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
-use http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, SET_COOKIE};
+use http::header::{ALLOW, AUTHORIZATION, COOKIE, HOST, ORIGIN, RETRY_AFTER, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use maud::html;
 use serde::Deserialize;
@@ -40,16 +40,13 @@ impl Visitor {
 impl Console {
     /// Judges a request as the API would, with the token of its session.
     fn visitor(&self, headers: &HeaderMap) -> Result<Visitor, Denied> {
-        let mut judged = HeaderMap::new();
-        for name in [HOST, ORIGIN] {
-            if let Some(value) = headers.get(&name) {
-                judged.insert(name, value.clone());
-            }
-        }
+        // A page is for who has a session, whatever else the browser sends.
+        let mut judged = headers.clone();
+        judged.remove(AUTHORIZATION);
         match self.gateway.admit(&judged) {
             Ok(operator) => return Ok(Visitor { operator, session: Arc::clone(&self.sessions.local) }),
             Err(Denied::Token) => {}
-            Err(denied @ (Denied::Host | Denied::Origin)) => return Err(denied),
+            Err(denied) => return Err(denied),
         }
         let id = cookie(headers, &session_cookie(headers)).ok_or(Denied::Token)?;
         let session = self.sessions.find(id, Instant::now()).ok_or(Denied::Token)?;
@@ -74,7 +71,8 @@ pub(super) async fn enter(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match console.visitor(request.headers()) {
+    let visitor = console.visitor(request.headers());
+    match visitor.and_then(|visitor| console.pace.ask(&visitor.operator).map(|()| visitor)) {
         Ok(visitor) => {
             request.extensions_mut().insert(visitor.operator.clone());
             request.extensions_mut().insert(visitor);
@@ -88,9 +86,9 @@ pub(super) async fn enter(
         Err(Denied::Token) => {
             bare(StatusCode::UNAUTHORIZED, "Log in", &refusal("the session is over: log in and try again"))
         }
-        Err(denied @ (Denied::Host | Denied::Origin)) => {
-            console.log_refusal(peer, "host or origin");
-            bare(denied.status(), "Refused", &refusal(&denied.to_string()))
+        Err(denied) => {
+            console.log_refusal(peer, "host, origin, proxy or pace");
+            as_page(None, denied.into_response())
         }
     }
 }
@@ -138,7 +136,10 @@ fn is_from_elsewhere(headers: &HeaderMap) -> bool {
 /// Turns whatever says in its own way what is wrong into a page.
 pub(super) async fn as_pages(request: Request, next: Next) -> Response {
     let visitor = request.extensions().get::<Visitor>().cloned();
-    let response = next.run(request).await;
+    as_page(visitor, next.run(request).await)
+}
+
+fn as_page(visitor: Option<Visitor>, response: Response) -> Response {
     let status = response.status();
     let is_page = response.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind == layout::HTML);
     if is_page || !(status.is_client_error() || status.is_server_error()) {
@@ -156,6 +157,11 @@ pub(super) async fn as_pages(request: Request, next: Next) -> Response {
         None => bare(status, title, &body),
     };
     *page.status_mut() = status;
+    for name in [ALLOW, RETRY_AFTER] {
+        if let Some(value) = response.headers().get(&name) {
+            page.headers_mut().insert(name, value.clone());
+        }
+    }
     page
 }
 
@@ -174,9 +180,7 @@ pub(super) async fn show_login(
     match console.visitor(&headers) {
         Ok(_) => Redirect::to(next).into_response(),
         Err(Denied::Token) => login_page(StatusCode::OK, &headers, next, None),
-        Err(denied @ (Denied::Host | Denied::Origin)) => {
-            bare(denied.status(), "Refused", &refusal(&denied.to_string()))
-        }
+        Err(denied) => denied.into_response(),
     }
 }
 
@@ -209,11 +213,19 @@ pub(super) async fn login(
     if let Some(host) = headers.get(HOST) {
         judged.insert(HOST, host.clone());
     }
-    let (Some(token), Ok(operator)) = (token, console.gateway.admit(&judged)) else {
-        console.log_refusal(peer, "no such token");
-        return login_page(StatusCode::UNAUTHORIZED, &headers, next, Some("this is not one of admin.tokens"));
+    let (token, operator) = match (token, console.pace.try_token(&console.gateway, peer.ip(), &judged)) {
+        (Some(token), Ok(operator)) => (token, operator),
+        (_, Err(denied @ Denied::TooOften(_))) => {
+            console.log_refusal(peer, "too many wrong tokens");
+            return denied.into_response();
+        }
+        _ => {
+            console.log_refusal(peer, "no such token");
+            let wrong = Some("this is not one of admin.tokens");
+            return login_page(StatusCode::UNAUTHORIZED, &headers, next, wrong);
+        }
     };
-    let id = console.sessions.begin(token, Instant::now());
+    let id = console.sessions.begin(&operator.name, token, Instant::now());
     note(&console, operator.name, peer, "POST /login");
     let mut response = Redirect::to(next).into_response();
     put_cookie(&mut response, &headers, &session_cookie(&headers), &id, LASTS.as_secs());

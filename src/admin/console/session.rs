@@ -13,6 +13,8 @@ use crate::secret::Secret;
 
 /// Sessions at a time; one more ends the one that has been idle for longest.
 const SESSIONS_MAX: usize = 256;
+/// Those of one operator: who logs in again and again ends sessions of its own.
+const OF_ONE_MAX: usize = 32;
 /// For how long a session lasts.
 pub(super) const LASTS: Duration = Duration::from_hours(12);
 /// After how long without a request it is over before that.
@@ -59,6 +61,7 @@ impl Session {
 
 struct Entry {
     session: Arc<Session>,
+    operator: String,
     began: Instant,
     used: Instant,
 }
@@ -81,18 +84,21 @@ impl Sessions {
         Self { entries: Mutex::default(), local: Arc::new(Session::new(None)) }
     }
 
-    /// Begins one; its id, which only the browser keeps.
-    pub(super) fn begin(&self, token: Secret, now: Instant) -> String {
+    /// Begins one of this operator; its id, which only the browser keeps.
+    pub(super) fn begin(&self, operator: &str, token: Secret, now: Instant) -> String {
         let id = random();
         let session = Arc::new(Session::new(Some(token)));
         let mut entries = lock(&self.entries);
         entries.retain(|_, entry| !entry.is_over(now));
-        if entries.len() >= SESSIONS_MAX
-            && let Some(oldest) = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id)
-        {
-            entries.remove(&oldest);
+        let of_one = entries.values().filter(|entry| entry.operator == operator).count();
+        if of_one >= OF_ONE_MAX || entries.len() >= SESSIONS_MAX {
+            let counts = |entry: &Entry| of_one < OF_ONE_MAX || entry.operator == operator;
+            let counted = entries.iter().filter(|(_, entry)| counts(entry));
+            if let Some(oldest) = counted.min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id) {
+                entries.remove(&oldest);
+            }
         }
-        entries.insert(digest(&id), Entry { session, began: now, used: now });
+        entries.insert(digest(&id), Entry { session, operator: operator.to_owned(), began: now, used: now });
         id
     }
 
@@ -138,7 +144,7 @@ mod tests {
     #[test]
     fn a_session_ends_by_itself_when_idle_and_in_any_case_after_its_time() {
         let (sessions, start) = (Sessions::new(), Instant::now());
-        let id = sessions.begin(token(), start);
+        let id = sessions.begin("a", token(), start);
         assert!(sessions.find(&id, start).is_some());
         assert!(sessions.find("x", start).is_none());
         let mut now = start;
@@ -147,7 +153,7 @@ mod tests {
             assert!(sessions.find(&id, now).is_some());
         }
         assert!(sessions.find(&id, start + LASTS).is_none());
-        let id = sessions.begin(token(), start);
+        let id = sessions.begin("a", token(), start);
         assert!(sessions.find(&id, start + IDLE).is_none());
     }
 
@@ -155,11 +161,24 @@ mod tests {
     fn there_are_so_many_at_most_and_the_longest_idle_goes() {
         let (sessions, start) = (Sessions::new(), Instant::now());
         let at = |n: usize| start + Duration::from_millis(n as u64);
-        let ids: Vec<_> = (0..=SESSIONS_MAX).map(|n| sessions.begin(token(), at(n))).collect();
+        let ids: Vec<_> = (0..=SESSIONS_MAX)
+            .map(|n| sessions.begin(&(n / OF_ONE_MAX).to_string(), token(), at(n)))
+            .collect();
         assert!(sessions.find(&ids[0], at(SESSIONS_MAX)).is_none());
         assert!(ids[1..].iter().all(|id| sessions.find(id, at(SESSIONS_MAX)).is_some()));
         sessions.end(&ids[1]);
         assert!(sessions.find(&ids[1], at(SESSIONS_MAX)).is_none());
+    }
+
+    /// With a viewer's token one could log in until nobody else was.
+    #[test]
+    fn who_logs_in_again_and_again_ends_sessions_of_its_own() {
+        let (sessions, start) = (Sessions::new(), Instant::now());
+        let other = sessions.begin("other", token(), start);
+        let later = start + Duration::from_secs(1);
+        let ids: Vec<_> = (0..2 * SESSIONS_MAX).map(|_| sessions.begin("one", token(), later)).collect();
+        assert!(sessions.find(&other, later).is_some());
+        assert_eq!(ids.iter().filter(|id| sessions.find(id, later).is_some()).count(), OF_ONE_MAX);
     }
 
     #[test]
