@@ -1,4 +1,4 @@
--- Format 2. What holds for a destination at all gateways together.
+-- Format 3. What holds for a destination at all gateways together.
 
 CREATE TABLE countersign.lane (
     destination  text PRIMARY KEY,
