@@ -8,7 +8,7 @@ use super::error::{OpenError, explain};
 use crate::config::Database;
 
 /// What leads from each format to the next.
-const MIGRATIONS: &[&str] = &[include_str!("format-1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("format-1.sql"), include_str!("format-2.sql")];
 /// Of the advisory lock; the beginning of a digest of our name, so that no other program takes the same.
 const LOCK: i64 = 0x636f_756e_7465_7273;
 const TABLES: &[&str] =
