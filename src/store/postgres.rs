@@ -21,6 +21,7 @@ use self::accept::Accept;
 use self::error::Trouble;
 use self::held::{Activity, Held};
 use self::order::Arranged;
+use self::ranges::Late;
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::{LEASE, Upkeep};
@@ -103,6 +104,7 @@ struct Inner {
     depths: Depths,
     held: Held,
     arranged: Arranged,
+    late: Late,
     counted: Counted,
     activity: Activity,
     /// Why nobody can reach the database, for as long as nobody can.
@@ -141,6 +143,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         depths: Depths::default(),
         held: Held::default(),
         arranged: Arranged::default(),
+        late: Late::default(),
         counted: Counted::default(),
         activity: Activity::default(),
         reason: Mutex::default(),

@@ -331,3 +331,15 @@ async fn the_tables_of_an_older_version_are_migrated_with_what_is_in_them() {
     );
     assert_eq!(bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 4);
 }
+
+/// What was left between the two halves of a drop would have been there for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_that_was_ended_half_way_is_made_up_for() {
+    let now = Timestamp::now();
+    let (bench, url) = bench().await;
+    let ids = a_day(&bench, now, Progress::Dead).await;
+    query(&url, &format!("DELETE FROM countersign.forward WHERE delivery = '{}'", ids[0]));
+    assert_eq!(bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 2);
+    assert_eq!(query(&url, "SELECT id FROM countersign.delivery"), ids[2].to_string());
+    assert_eq!(query(&url, "SELECT count(*) FROM countersign.attempt"), "2");
+}

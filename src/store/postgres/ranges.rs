@@ -3,13 +3,15 @@
 //! is emptied row by row (`sweep.rs`). Forwards, which are small, and are looked for whatever their day, lie in one table.
 
 use std::cmp::{max, min};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use deadpool_postgres::Object;
 use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::error::Trouble;
-use super::{Inner, connect};
+use super::{Inner, connect, lock};
 use crate::clock::from_milliseconds;
 
 /// Milliseconds.
@@ -36,13 +38,14 @@ const HAS_OPEN: &str = "
     SELECT EXISTS (SELECT 1 FROM countersign.forward WHERE state = 'dead' AND delivery >= $1 AND delivery < $2)
         OR EXISTS (SELECT 1 FROM countersign.forward WHERE state = 'waiting' AND delivery >= $1 AND delivery < $2)
         OR EXISTS (SELECT 1 FROM countersign.forward WHERE state = 'in_flight' AND delivery >= $1 AND delivery < $2)";
-/// Whether some were settled too late, of those behind $1 and $2.
+/// The last time that some were settled too late, of those behind $1 and $2.
 const LATE: &str = "
     WITH looked_at AS MATERIALIZED (
         SELECT delivery, destination, settled_at FROM countersign.forward
         WHERE (delivery, destination) > ($1, $2) AND delivery < $3 ORDER BY delivery, destination LIMIT $4
     )
-    SELECT delivery, destination, EXISTS (SELECT 1 FROM looked_at WHERE settled_at IS NULL OR settled_at >= $5)
+    SELECT delivery, destination, (
+        SELECT max(coalesce(settled_at, $5)) FROM looked_at WHERE settled_at IS NULL OR settled_at >= $5)
     FROM looked_at ORDER BY delivery DESC, destination DESC LIMIT 1";
 const FORGET: &str = "
     DELETE FROM countersign.forward WHERE (delivery, destination) IN (
@@ -64,6 +67,9 @@ const ORPHANS: &str = "
     SELECT count(*) FROM gone";
 const IS_EMPTY: &str =
     "SELECT NOT EXISTS (SELECT 1 FROM countersign.forward WHERE delivery >= $1 AND delivery < $2)";
+
+/// Until when ranges are known to have something that was settled too late, by their ends: it is looked for in all of them.
+pub(super) type Late = Mutex<BTreeMap<Uuid, i64>>;
 
 /// What the ids of a partition lie in.
 struct Range {
@@ -142,6 +148,7 @@ impl Inner {
                 continue;
             }
             if gone && !self.has_late(&range, before).await? {
+                lock(&self.late).remove(&range.high);
                 self.forget(&range, before).await?;
                 dropped += self.drop_range(&range).await?;
             } else if let Some(low) = range.low {
@@ -158,11 +165,15 @@ impl Inner {
     }
 
     async fn has_late(&self, range: &Range, before: i64) -> Result<bool, Trouble> {
+        if lock(&self.late).get(&range.high).is_some_and(|late| before <= *late) {
+            return Ok(true);
+        }
         let (mut delivery, mut destination) = (range.low(), String::new());
         loop {
             let rows = self.query(LATE, &[&delivery, &destination, &range.high, &ROWS_MAX, &before]).await?;
             let Some(last) = rows.first() else { return Ok(false) };
-            if last.try_get(2)? {
+            if let Some(late) = last.try_get(2)? {
+                lock(&self.late).insert(range.high, late);
                 return Ok(true);
             }
             (delivery, destination) = (last.try_get(0)?, last.try_get(1)?);

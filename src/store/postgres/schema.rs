@@ -64,6 +64,11 @@ async fn may_use(client: &Client, database: &Database) -> Result<(), OpenError> 
             }
         }
     }
+    let asked =
+        client.query_one("SELECT has_sequence_privilege('countersign.attempt_order', 'USAGE')", &[]).await;
+    if !asked.and_then(|row| row.try_get::<_, bool>(0)).map_err(failed)? {
+        return Err(lacks(database, "USAGE on countersign.attempt_order".to_owned()));
+    }
     Ok(())
 }
 
