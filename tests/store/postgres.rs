@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use countersign::clock::{Timestamp, from_milliseconds, later};
+use countersign::clock::{Clock, Timestamp, from_milliseconds, later};
 use countersign::config::Database;
 use countersign::forward::{By, OnDead, Order, Progress};
 use countersign::id::Id;
@@ -240,7 +240,7 @@ async fn a_day(bench: &Bench, now: Timestamp, next: Progress) -> Vec<Id> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_retention_has_done_with_is_dropped() {
     let (bench, url) = bench().await;
-    let tomorrow = from_milliseconds((Timestamp::now().as_millisecond() / DAY_MS + 1) * DAY_MS);
+    let tomorrow = from_milliseconds((Clock::system().now().as_millisecond() / DAY_MS + 1) * DAY_MS);
     let morning = later(tomorrow, 6 * HOUR);
     let ids = a_day(&bench, morning, Progress::Cancelled).await;
     let unrouted = bench.stored(Draft { id: None, received_at: morning, to: Vec::new(), ..draft("") }).await;
@@ -267,7 +267,7 @@ async fn a_day_that_retention_has_done_with_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_with_a_dead_letter_is_kept_for_it() {
-    let now = Timestamp::now();
+    let now = Clock::system().now();
     let (bench, url) = bench().await;
     let ids = a_day(&bench, now, Progress::Dead).await;
     let swept = bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap();
@@ -303,7 +303,7 @@ const BACK: &str = "
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tables_of_an_older_version_are_migrated_with_what_is_in_them() {
-    let now = Timestamp::now();
+    let now = Clock::system().now();
     let (mut bench, url) = bench().await;
     let ids = a_day(&bench, now, Progress::Dead).await;
     bench.store.close().await;
@@ -335,7 +335,7 @@ async fn the_tables_of_an_older_version_are_migrated_with_what_is_in_them() {
 /// What was left between the two halves of a drop would have been there for good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drop_that_was_ended_half_way_is_made_up_for() {
-    let now = Timestamp::now();
+    let now = Clock::system().now();
     let (bench, url) = bench().await;
     let ids = a_day(&bench, now, Progress::Dead).await;
     query(&url, &format!("DELETE FROM countersign.forward WHERE delivery = '{}'", ids[0]));
