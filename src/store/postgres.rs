@@ -18,9 +18,10 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::accept::Accept;
+use self::arrange::Arranged;
 use self::error::Trouble;
 use self::held::{Activity, Held};
-use self::order::Arranged;
+
 use self::ranges::Late;
 use self::row::Prepared;
 use self::settle::Settle;
@@ -39,6 +40,7 @@ use crate::store::{
 };
 
 mod accept;
+mod arrange;
 mod batch;
 mod connect;
 mod error;
