@@ -156,9 +156,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
     });
     let mut upkeep = Upkeep::new(Arc::clone(&inner), connect::pool(&database, 1)?);
     upkeep.begin().await.map_err(unreachable)?;
-    if let Err(trouble) = inner.make_ranges().await {
-        tracing::warn!(?trouble, "ranges of the days to come are not made");
-    }
+    inner.make_ranges().await;
     for (destination, depth) in inner.depths.read() {
         let pending = i64::try_from(depth.pending).unwrap_or(i64::MAX);
         inner.metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);

@@ -113,8 +113,14 @@ fn time(id: Uuid) -> i64 {
 }
 
 impl Inner {
-    /// Makes the ranges of today and of the days to come where they are not there yet.
-    pub(super) async fn make_ranges(&self) -> Result<(), Trouble> {
+    /// Makes the ranges of today and of the days to come where they are not there yet. It can be done without them.
+    pub(super) async fn make_ranges(&self) {
+        if let Err(trouble) = self.make_missing_ranges().await {
+            tracing::warn!(?trouble, "ranges of the days to come are not made");
+        }
+    }
+
+    async fn make_missing_ranges(&self) -> Result<(), Trouble> {
         let known = self.ranges().await?;
         let end = known.iter().map(|range| time(range.high)).max().unwrap_or(0);
         let now: i64 = self.query(NOW, &[]).await?.first().map_or(Ok(0), |row| row.try_get(0))?;

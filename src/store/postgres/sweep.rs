@@ -69,9 +69,7 @@ impl Inner {
     pub(super) async fn sweep(&self, now: Timestamp, keep_delivered: Duration) -> Result<Swept, Trouble> {
         let before = earlier(now, keep_delivered).as_millisecond();
         let expired = earlier(now, DIFFERENCE_MAX).as_millisecond();
-        if let Err(trouble) = self.make_ranges().await {
-            tracing::warn!(?trouble, "ranges of the days to come are not made");
-        }
+        self.make_ranges().await;
         let (dropped, before) = self.drop_ranges(before).await?;
         let mut total = Swept { deliveries: dropped, claims: 0 };
         let start = Position { settled_at: i64::MIN, delivery: Uuid::nil(), destination: String::new() };
