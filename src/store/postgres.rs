@@ -18,9 +18,11 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::accept::Accept;
+use self::arrange::Arranged;
 use self::error::Trouble;
 use self::held::{Activity, Held};
-use self::order::Arranged;
+
+use self::ranges::Late;
 use self::row::Prepared;
 use self::settle::Settle;
 use self::upkeep::Upkeep;
@@ -38,6 +40,7 @@ use crate::store::{
 };
 
 mod accept;
+mod arrange;
 mod batch;
 mod connect;
 mod error;
@@ -47,6 +50,7 @@ mod lease;
 mod list;
 mod operate;
 mod order;
+mod ranges;
 mod row;
 mod schema;
 mod settle;
@@ -107,6 +111,7 @@ struct Inner {
     depths: Depths,
     held: Held,
     arranged: Arranged,
+    late: Late,
     counted: Counted,
     activity: Activity,
     /// Held while a destination is being paused, or resumed.
@@ -145,6 +150,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         depths: Depths::default(),
         held: Held::default(),
         arranged: Arranged::default(),
+        late: Late::default(),
         counted: Counted::default(),
         activity: Activity::default(),
         pausing: tokio::sync::Mutex::default(),
@@ -155,6 +161,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
     });
     let mut upkeep = Upkeep::new(Arc::clone(&inner), connect::pool(&database, 1)?);
     upkeep.begin().await.map_err(unreachable)?;
+    inner.make_ranges().await;
     for (destination, depth) in inner.depths.read() {
         let pending = i64::try_from(depth.pending).unwrap_or(i64::MAX);
         inner.metrics.forward_pending_at_start.with_label_values(&[&destination]).set(pending);

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use countersign::clock::{Clock, Timestamp, from_milliseconds, later};
 use countersign::config::Database;
 use countersign::forward::{By, OnDead, Order, Progress};
+use countersign::id::Id;
 use countersign::metrics::Metrics;
 use countersign::store::operators::Change;
 use countersign::store::postgres::{OpenError, Options, Postgres, open};
@@ -211,4 +213,133 @@ async fn what_is_held_for_nothing_is_let_go() {
     query(&url, hold);
     until(&url, due, "1").await;
     assert_eq!(bench.leased_one("a", at(0)).await.delivery.id, second);
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const DAY_MS: i64 = 86_400_000;
+const TABLES: &str = "SELECT to_regclass('countersign.delivery_first') IS NULL, to_regclass('countersign.attempt_first') IS NULL";
+
+/// Two that are delivered at the second attempt, and one that `next` becomes of.
+async fn a_day(bench: &Bench, now: Timestamp, next: Progress) -> Vec<Id> {
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(bench.stored(Draft { id: None, received_at: now, ..draft("") }).await);
+    }
+    for lease in bench.leased("a", now).await {
+        bench.settle(&lease, Progress::Waiting { due_at: now, attempts: 1 }, now).await;
+    }
+    for lease in bench.leased("a", now).await {
+        let next = if lease.delivery.id == ids[2] { next } else { Progress::Delivered };
+        bench.settle(&lease, next, now).await;
+    }
+    ids
+}
+
+/// Nothing of it is deleted row by row, but the forwards: also what is past the retention waits for the end of its day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_retention_has_done_with_is_dropped() {
+    let (bench, url) = bench().await;
+    let tomorrow = from_milliseconds((Clock::system().now().as_millisecond() / DAY_MS + 1) * DAY_MS);
+    let morning = later(tomorrow, 6 * HOUR);
+    let ids = a_day(&bench, morning, Progress::Cancelled).await;
+    let unrouted = bench.stored(Draft { id: None, received_at: morning, to: Vec::new(), ..draft("") }).await;
+    let name = morning.strftime("%Y%m%d");
+    let rows = format!(
+        "SELECT (SELECT count(*) FROM countersign.delivery_{name}), count(*) FROM countersign.attempt_{name}"
+    );
+    assert_eq!(query(&url, &rows), "4|6");
+    assert_eq!(bench.store.sweep(later(morning, 2 * HOUR), HOUR).await.unwrap().deliveries, 0);
+    assert_eq!(query(&url, &rows), "4|6");
+    assert_eq!(bench.store.sweep(later(tomorrow, 25 * HOUR), HOUR).await.unwrap().deliveries, 4);
+    let left = format!(
+        "SELECT count(*) FROM pg_class WHERE relname LIKE '%{name}%' UNION ALL SELECT count(*) FROM countersign.forward"
+    );
+    assert_eq!(query(&url, &left), "0\n0");
+    for id in ids.into_iter().chain([unrouted]) {
+        assert!(bench.store.delivery(id).await.unwrap().is_none());
+    }
+    // There is room for what comes, also for what comes late.
+    for at in [morning, later(morning, 24 * HOUR), later(morning, 2_400 * HOUR)] {
+        bench.stored(Draft { id: None, received_at: at, ..draft("") }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_with_a_dead_letter_is_kept_for_it() {
+    let now = Clock::system().now();
+    let (bench, url) = bench().await;
+    let ids = a_day(&bench, now, Progress::Dead).await;
+    let swept = bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap();
+    assert_eq!((swept.deliveries, query(&url, TABLES)), (2, "f|f".to_owned()));
+    assert!(bench.store.delivery(ids[0]).await.unwrap().is_none());
+    assert!(bench.store.delivery(ids[2]).await.unwrap().is_some());
+    assert_eq!(bench.store.history(ids[2]).await.unwrap().attempts.len(), 2);
+    let purged = bench.store.change(
+        Change::Purge,
+        vec![(ids[2], Arc::from("a"))],
+        moment(later(now, 2 * DAY), later(now, 2 * DAY)),
+    );
+    assert_eq!(purged.await.unwrap().len(), 1);
+    assert_eq!(bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 0, "late");
+    assert_eq!(bench.store.sweep(later(now, 3 * DAY), HOUR).await.unwrap().deliveries, 1);
+    assert_eq!(query(&url, TABLES), "t|t");
+}
+
+/// What takes a database back to format 1.
+const BACK: &str = "
+    ALTER TABLE countersign.delivery DETACH PARTITION countersign.delivery_first;
+    ALTER TABLE countersign.attempt DETACH PARTITION countersign.attempt_first;
+    DROP TABLE countersign.delivery, countersign.attempt;
+    ALTER TABLE countersign.delivery_first RENAME TO delivery;
+    ALTER INDEX countersign.delivery_first_pkey RENAME TO delivery_pkey;
+    ALTER INDEX countersign.delivery_first_unrouted RENAME TO delivery_unrouted;
+    ALTER TABLE countersign.attempt_first RENAME TO attempt;
+    ALTER INDEX countersign.attempt_first_delivery RENAME TO attempt_delivery;
+    ALTER TABLE countersign.attempt ALTER COLUMN number DROP DEFAULT;
+    DROP SEQUENCE countersign.attempt_order;
+    ALTER TABLE countersign.attempt ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (START 1000);
+    UPDATE countersign.meta SET format = 1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tables_of_an_older_version_are_migrated_with_what_is_in_them() {
+    let now = Clock::system().now();
+    let (mut bench, url) = bench().await;
+    let ids = a_day(&bench, now, Progress::Dead).await;
+    bench.store.close().await;
+    query(&url, BACK);
+    // A clock was wrong once: it must not keep the days to come from being made.
+    let stray =
+        "INSERT INTO countersign.delivery SELECT 'ffffffff-ffff-7fff-bfff-ffffffffffff', source, NULL, event,
+        received_at, sender, method, target, verified, scheme, secret, skew, 0, checksum, headers, body
+        FROM countersign.delivery LIMIT 1";
+    query(&url, stray);
+    bench.restart().await;
+    assert_eq!(query(&url, "SELECT format FROM countersign.meta"), "2");
+    assert_eq!(query(&url, "SELECT count(*) FROM countersign.delivery_default"), "1");
+    for id in &ids {
+        assert!(bench.store.delivery(*id).await.unwrap().is_some());
+    }
+    assert_eq!(bench.store.revive(ids[2], now).await.unwrap(), 1);
+    let lease = bench.leased_one("a", now).await;
+    bench.settle(&lease, Progress::Delivered, now).await;
+    let attempts = bench.store.history(ids[2]).await.unwrap().attempts;
+    assert_eq!(
+        attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(),
+        [1, 2, 1],
+        "in their order"
+    );
+    assert_eq!(bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 4);
+}
+
+/// What was left between the two halves of a drop would have been there for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_that_was_ended_half_way_is_made_up_for() {
+    let now = Clock::system().now();
+    let (bench, url) = bench().await;
+    let ids = a_day(&bench, now, Progress::Dead).await;
+    query(&url, &format!("DELETE FROM countersign.forward WHERE delivery = '{}'", ids[0]));
+    assert_eq!(bench.store.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 2);
+    assert_eq!(query(&url, "SELECT id FROM countersign.delivery"), ids[2].to_string());
+    assert_eq!(query(&url, "SELECT count(*) FROM countersign.attempt"), "2");
 }

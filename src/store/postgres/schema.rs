@@ -8,7 +8,8 @@ use super::error::{OpenError, explain};
 use crate::config::Database;
 
 /// What leads from each format to the next.
-const MIGRATIONS: &[&str] = &[include_str!("format-1.sql"), include_str!("format-3.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("format-1.sql"), include_str!("format-2.sql"), include_str!("format-3.sql")];
 /// Of the advisory lock; the beginning of a digest of our name, so that no other program takes the same.
 const LOCK: i64 = 0x636f_756e_7465_7273;
 const TABLES: &[&str] = &[
@@ -79,6 +80,11 @@ async fn may_use(client: &Client, database: &Database) -> Result<(), OpenError> 
                 return Err(lacks(database, format!("{right} on {table}")));
             }
         }
+    }
+    let asked =
+        client.query_one("SELECT has_sequence_privilege('countersign.attempt_order', 'USAGE')", &[]).await;
+    if !asked.and_then(|row| row.try_get::<_, bool>(0)).map_err(failed)? {
+        return Err(lacks(database, "USAGE on countersign.attempt_order".to_owned()));
     }
     Ok(())
 }

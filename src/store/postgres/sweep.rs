@@ -69,7 +69,9 @@ impl Inner {
     pub(super) async fn sweep(&self, now: Timestamp, keep_delivered: Duration) -> Result<Swept, Trouble> {
         let before = earlier(now, keep_delivered).as_millisecond();
         let expired = earlier(now, DIFFERENCE_MAX).as_millisecond();
-        let mut total = Swept::default();
+        self.make_ranges().await;
+        let (dropped, before) = self.drop_ranges(before).await?;
+        let mut total = Swept { deliveries: dropped, claims: 0 };
         let start = Position { settled_at: i64::MIN, delivery: Uuid::nil(), destination: String::new() };
         let mut stage = Some(Stage::Settled(start));
         while let Some(now) = stage {
