@@ -29,7 +29,8 @@ const JANITOR: &str = r#"
     trap '' INT TERM HUP
     read -r _
     pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
-    kill -INT "$pid" 2>/dev/null || pid=
+    # Nothing of it is wanted: a checkpoint could take longer than is waited for.
+    kill -QUIT "$pid" 2>/dev/null || pid=
     for _ in $(seq 200); do
         { [ -n "$pid" ] && [ -e "$1/data/postmaster.pid" ]; } || break
         sleep 0.05
