@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/backend.rs"]
 mod backend;
-#[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/store, which uses the rest")]
 #[path = "shared/line.rs"]
 mod line;
 #[path = "reliability/preload.rs"]
@@ -13,7 +13,7 @@ mod preload;
 #[allow(dead_code, reason = "shared with tests/gateway, which uses all of it")]
 #[path = "gateway/sender.rs"]
 mod sender;
-#[allow(dead_code, reason = "shared with tests/store, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/store, which uses the rest")]
 #[path = "shared/postgres.rs"]
 mod server;
 #[allow(dead_code, reason = "shared with tests/reliability, which uses all of it")]

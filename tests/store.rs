@@ -8,7 +8,7 @@ mod claims;
 mod damaged;
 #[path = "store/forwards.rs"]
 mod forwards;
-#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/cluster, which uses the rest")]
 #[path = "shared/line.rs"]
 mod line;
 #[path = "store/operators.rs"]
@@ -21,7 +21,7 @@ mod postgres;
 mod retention;
 #[path = "store/secrets.rs"]
 mod secrets;
-#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/cluster, which uses the rest")]
 #[path = "shared/postgres.rs"]
 mod server;
 #[path = "store/sqlite.rs"]

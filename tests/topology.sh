@@ -31,7 +31,6 @@ finish() {
     rm -rf "$directory"
 }
 trap finish EXIT
-install -d -m 755 "$directory"
 chmod 755 "$directory"
 [ "$(id -u)" != 0 ] || chown postgres "$directory"
 

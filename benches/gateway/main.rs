@@ -35,7 +35,7 @@
 
 #[path = "../shared/arrivals.rs"]
 mod arrivals;
-#[allow(dead_code, reason = "shared with tests/cluster, which uses all of it")]
+#[allow(dead_code, reason = "shared with tests/cluster, which uses the rest")]
 #[path = "../../tests/shared/postgres.rs"]
 mod database;
 mod endurance;

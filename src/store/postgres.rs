@@ -21,7 +21,6 @@ use self::accept::Accept;
 use self::arrange::Arranged;
 use self::error::Trouble;
 use self::held::{Activity, Held};
-
 use self::ranges::Late;
 use self::row::Prepared;
 use self::settle::Settle;

@@ -242,7 +242,7 @@ fn a_breaker_that_one_opens_is_open_for_all_and_one_of_them_probes() {
     });
     // Long enough between two attempts for the others to have heard of the breaker.
     let breaker = "concurrency = 6\nbreaker = { failures = 2, probe_after = \"2s\", probe_max = \"2s\" }\n\
-        retry = { initial = \"1s\", factor = 1.0, max = \"1s\", jitter = \"none\" }";
+        retry = { initial = \"5s\", factor = 1.0, max = \"5s\", jitter = \"none\" }";
     let gateways = three(&url, &backend, breaker);
     eventually_divided(&gateways.each_ref(), 6.0);
     assert_eq!(send(&gateways[0], "first").status, 200);

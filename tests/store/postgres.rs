@@ -286,6 +286,26 @@ async fn a_day_with_a_dead_letter_is_kept_for_it() {
     assert_eq!(query(&url, TABLES), "t|t");
 }
 
+/// One that may not drop ended each sweep, and so all of retention.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_dropped_is_deleted_row_by_row() {
+    let now = Clock::system().now();
+    let (bench, url) = bench().await;
+    a_day(&bench, now, Progress::Delivered).await;
+    query(
+        &url,
+        "CREATE ROLE guest LOGIN; GRANT USAGE ON SCHEMA countersign TO guest;
+         GRANT ALL ON ALL TABLES IN SCHEMA countersign TO guest;
+         GRANT USAGE ON ALL SEQUENCES IN SCHEMA countersign TO guest",
+    );
+    let guest = Shared { url: url.replace("//countersign@", "//guest@") };
+    let guest = guest.open(Arc::clone(&bench.lanes) as _).await;
+    assert_eq!(guest.sweep(later(now, 2 * DAY), HOUR).await.unwrap().deliveries, 3);
+    assert_eq!(query(&url, "SELECT count(*) FROM countersign.attempt"), "0");
+    assert_eq!(query(&url, TABLES), "f|f");
+    guest.close().await;
+}
+
 /// What takes a database back to format 1.
 const BACK: &str = "
     ALTER TABLE countersign.delivery DETACH PARTITION countersign.delivery_first;
@@ -299,6 +319,7 @@ const BACK: &str = "
     ALTER TABLE countersign.attempt ALTER COLUMN number DROP DEFAULT;
     DROP SEQUENCE countersign.attempt_order;
     ALTER TABLE countersign.attempt ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (START 1000);
+    DROP TABLE countersign.lane, countersign.share;
     UPDATE countersign.meta SET format = 1";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,7 +336,7 @@ async fn the_tables_of_an_older_version_are_migrated_with_what_is_in_them() {
         FROM countersign.delivery LIMIT 1";
     query(&url, stray);
     bench.restart().await;
-    assert_eq!(query(&url, "SELECT format FROM countersign.meta"), "2");
+    assert_eq!(query(&url, "SELECT format FROM countersign.meta"), "3");
     assert_eq!(query(&url, "SELECT count(*) FROM countersign.delivery_default"), "1");
     for id in &ids {
         assert!(bench.store.delivery(*id).await.unwrap().is_some());

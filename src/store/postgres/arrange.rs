@@ -15,7 +15,6 @@ use super::lease::BYTES_MAX;
 use super::order::HELD;
 use super::row::{self, COLUMNS, uuid};
 use super::{Inner, lock};
-use crate::clock::from_milliseconds;
 use crate::forward::Order;
 
 /// Rows that one step looks at.
@@ -111,7 +110,8 @@ impl Inner {
                 }
             }
             let keys = self.keys(order, &unplaced).await?;
-            let arrivals: Vec<i64> = unplaced.iter().map(|id| received_at(*id) << 10).collect();
+            let arrivals: Vec<i64> =
+                unplaced.iter().map(|id| row::id(*id).time().as_millisecond() << 10).collect();
             self.query(PLACE, &[&destination, &keys, &arrivals, &unplaced]).await?;
         }
         Ok(())
@@ -196,9 +196,4 @@ impl Inner {
         }
         Ok(ids.iter().map(|id| found.remove(id).unwrap_or_else(|| order.prefix().to_owned())).collect())
     }
-}
-
-/// Milliseconds since the epoch, which a UUIDv7 begins with.
-fn received_at(id: Uuid) -> i64 {
-    from_milliseconds(i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)).as_millisecond()
 }

@@ -61,6 +61,7 @@ const TAKE: &str = "
         held_since = clock_timestamp()
     WHERE delivery = $1 AND destination = $2 AND state = 'waiting'
     RETURNING attempts, pending_since, replay, waited";
+
 /// What stands for a key in the database's locks.
 pub(super) fn lock_of(destination: &str, key: &str) -> i64 {
     let digest = Sha256::new_with_prefix(destination).chain_update([0]).chain_update(key).finalize();

@@ -11,7 +11,7 @@ use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::error::Trouble;
-use super::{Inner, connect, lock};
+use super::{Inner, connect, lock, row};
 use crate::clock::from_milliseconds;
 
 /// Milliseconds.
@@ -20,7 +20,7 @@ const DAY: i64 = 86_400_000;
 const AHEAD: i64 = 3;
 /// Forwards that one step looks at.
 const ROWS_MAX: i64 = 5_000;
-/// Of the lock that whoever makes a range holds.
+/// Of the lock that whoever makes or drops a range holds; the next after the sweep's.
 const TURN: &str = "SELECT pg_try_advisory_xact_lock(7162246531823823204)";
 /// Who waits for a lock on a whole table has everybody else wait.
 const IMPATIENT: &str = "SET LOCAL lock_timeout = '1s'";
@@ -109,7 +109,7 @@ fn first_id(at: i64) -> Uuid {
 
 /// The time that an id begins with.
 fn time(id: Uuid) -> i64 {
-    i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX)
+    row::id(id).time().as_millisecond()
 }
 
 impl Inner {
@@ -156,7 +156,15 @@ impl Inner {
             if gone && !self.has_late(&range, before).await? {
                 lock(&self.late).remove(&range.high);
                 self.forget(&range, before).await?;
-                dropped += self.drop_range(&range).await?;
+                match self.drop_range(&range).await {
+                    Ok(deliveries) => dropped += deliveries,
+                    // Somebody reads all of it, as pg_dump does: a later sweep drops it.
+                    Err(Trouble::Busy(_)) => {}
+                    Err(trouble) => {
+                        tracing::warn!(range = range.name, ?trouble, "not dropped, but emptied row by row");
+                        dropped += self.delete_orphans(&range).await?;
+                    }
+                }
             } else if let Some(low) = range.low {
                 // Nothing in it was settled before it was received.
                 rows_before = min(rows_before, time(low));
@@ -239,6 +247,13 @@ async fn make(client: &Object, Range { name, low, high }: &Range) -> Result<(), 
 async fn drop_it(client: &Object, range: &Range) -> Result<u64, Error> {
     let Range { name, high, .. } = range;
     client.batch_execute(IMPATIENT).await?;
+    // Another gateway may be at it, or have been quicker.
+    let (is_there, table) = ("SELECT to_regclass($1) IS NOT NULL", format!("countersign.delivery_{name}"));
+    if !client.query_one(TURN, &[]).await?.try_get::<_, bool>(0)?
+        || !client.query_one(is_there, &[&table]).await?.try_get::<_, bool>(0)?
+    {
+        return Ok(0);
+    }
     let count = format!("SELECT count(*) FROM countersign.delivery_{name}");
     let count: i64 = client.query_one(&count, &[]).await?.try_get(0)?;
     // Whoever is about to accept one of that day is waited for, or waits.

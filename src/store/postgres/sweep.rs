@@ -1,4 +1,4 @@
-//! Retention, in small steps, by one gateway at a time. Pending and dead forwards keep their delivery whatever its age.
+//! Retention of what lies in no range that can be dropped, row by row, in small steps, by one gateway at a time. Pending and dead forwards keep their delivery whatever its age.
 
 use std::time::Duration;
 
