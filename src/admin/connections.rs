@@ -18,12 +18,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::pace::network;
 use super::shares::Shares;
 use crate::patience::Timer;
 
 /// Connections at a time; more wait in the kernel.
-const CONNECTIONS_MAX: usize = 128;
-/// Of one address.
+const CONNECTIONS_MAX: usize = 256;
+/// Of one address, or of one customer's network.
 const OF_ONE_MAX: usize = 64;
 /// For how long a head may take, and a connection may be idle: no span after which somebody usually asks again.
 const HEAD_MAX: Duration = Duration::from_secs(12);
@@ -57,7 +58,7 @@ pub async fn serve(socket: TcpListener, router: Router, ended: CancellationToken
                 continue;
             }
         };
-        let Some(share) = shares.take(peer.ip().to_canonical(), OF_ONE_MAX) else {
+        let Some(share) = shares.take(network(peer.ip()), OF_ONE_MAX) else {
             tracing::debug!(%peer, "admin connection closed: its address has as many as it may");
             continue;
         };

@@ -259,7 +259,10 @@ pub async fn copy(
         let to = table.content_of_database(&client).await.map_err(failed)?;
         compared.push(Compared { table: table.name, from, to });
     }
-    if compared.iter().all(Compared::is_same) {
+    if !compared.iter().all(Compared::is_same) {
+        // What it has accepted must not be dropped for the copy.
+        nobody_runs(&client, database).await?;
+    } else {
         // What is planned without knowing that there are rows walks through all of them.
         client.batch_execute("ANALYZE; DROP TABLE countersign.copy").await.map_err(failed)?;
     }
@@ -271,12 +274,7 @@ async fn mark(client: &Client, directory: &Path, database: &Database) -> Result<
     let failed = |error| write_failed(database, &error);
     let shown = || database.shown();
     let origin = directory.canonicalize().unwrap_or_else(|_| directory.to_owned()).display().to_string();
-    let living = "SELECT count(*) FROM countersign.gateway WHERE expires_at > clock_timestamp()";
-    let living = client.query_one(living, &[]).await.and_then(|row| row.try_get::<_, i64>(0));
-    match living.map_err(failed)?.unsigned_abs() {
-        0 => {}
-        gateways => return Err(CopyError::InUse { database: shown(), gateways }),
-    }
+    nobody_runs(client, database).await?;
     if postgres::is_being_filled(client).await.map_err(failed)? {
         let begun = client.query_opt("SELECT origin FROM countersign.copy", &[]).await.map_err(failed)?;
         let begun: String = begun.map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
@@ -295,6 +293,16 @@ async fn mark(client: &Client, directory: &Path, database: &Database) -> Result<
         client.batch_execute(&noted).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// No gateway has been heard of for as long as one may be silent.
+async fn nobody_runs(client: &Client, database: &Database) -> Result<(), CopyError> {
+    let living = "SELECT count(*) FROM countersign.gateway WHERE expires_at > clock_timestamp()";
+    let living = client.query_one(living, &[]).await.and_then(|row| row.try_get::<_, i64>(0));
+    match living.map_err(|error| write_failed(database, &error))?.unsigned_abs() {
+        0 => Ok(()),
+        gateways => Err(CopyError::InUse { database: database.shown(), gateways }),
+    }
 }
 
 /// Adds the rows that are not there yet.

@@ -11,7 +11,7 @@ use crate::sender::Wire;
 use crate::server::{Server, query};
 use crate::support::eventually;
 
-const WAITING: usize = 1_500;
+const WAITING: usize = 3_000;
 
 /// A planner that knows of no backlog yet had read all of it for each lease: a tenth of a second for eight forwards of thirty
 /// thousand, so that a gateway never caught up.
@@ -60,5 +60,6 @@ fn a_lease_reads_what_it_takes() {
     });
     let each = (read() - before) as f64 / WAITING as f64;
     println!("{each:.1} entries of the index read for each forward");
-    assert!(each < 15.0, "{each} entries of the index read for each forward");
+    // Half of the backlog for each lease of eight would be near 190; who looks by the clock reads some dozens on a slow machine.
+    assert!(each < 90.0, "{each} entries of the index read for each forward");
 }

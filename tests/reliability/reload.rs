@@ -117,13 +117,19 @@ impl Load {
     }
 
     fn on_one_connection(&self) {
-        let mut wire = Wire::open(self.to).unwrap();
         while !self.stop.load(Ordering::Relaxed) {
-            let id = self.id();
-            wire.write(&Post::signed("stripe", "/webhooks/stripe", &id, "x", &body(&id)).bytes());
-            let answer = wire.read().expect("a reload closes no connection");
-            assert_eq!((answer.status, answer.header("connection")), (200, None), "{id}");
-            self.ack(id);
+            let mut wire = Wire::open(self.to).unwrap();
+            // The thousandth request of a connection would be its last.
+            for _ in 0..900 {
+                let id = self.id();
+                wire.write(&Post::signed("stripe", "/webhooks/stripe", &id, "x", &body(&id)).bytes());
+                let answer = wire.read().expect("a reload closes no connection");
+                assert_eq!((answer.status, answer.header("connection")), (200, None), "{id}");
+                self.ack(id);
+                if self.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
         }
     }
 

@@ -22,6 +22,11 @@ const AHEAD: i64 = 3;
 const ROWS_MAX: i64 = 5_000;
 /// Of the lock that whoever makes or drops a range holds; the next after the sweep's.
 const TURN: &str = "SELECT pg_try_advisory_xact_lock(7162246531823823204)";
+/// Bytes of a range whose deliveries are counted.
+const COUNTED_MAX: i64 = 64 << 20;
+/// Bytes and, about, deliveries of a range.
+const STATISTICS: &str =
+    "SELECT pg_relation_size(oid), greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass($1)";
 /// Who waits for a lock on a whole table has everybody else wait.
 const IMPATIENT: &str = "SET LOCAL lock_timeout = '1s'";
 
@@ -153,13 +158,19 @@ impl Inner {
                 dropped += self.delete_orphans(&range).await?;
                 continue;
             }
-            if gone && !self.has_late(&range, before).await? {
+            let late = if gone { self.late(&range, before).await? } else { None };
+            if late.is_some_and(|late| late - before > DAY) {
+                // That is not waited for: what else is settled goes meanwhile.
+                dropped += self.delete_orphans(&range).await?;
+            } else if gone && late.is_none() {
                 lock(&self.late).remove(&range.high);
                 self.forget(&range, before).await?;
                 match self.drop_range(&range).await {
                     Ok(deliveries) => dropped += deliveries,
                     // Somebody reads all of it, as pg_dump does: a later sweep drops it.
-                    Err(Trouble::Busy(_)) => {}
+                    Err(Trouble::Busy(reason)) => {
+                        tracing::info!(range = range.name, reason, "not dropped yet");
+                    }
                     Err(trouble) => {
                         tracing::warn!(range = range.name, ?trouble, "not dropped, but emptied row by row");
                         dropped += self.delete_orphans(&range).await?;
@@ -178,17 +189,19 @@ impl Inner {
         Ok(rows.first().map_or(Ok(true), |row| row.try_get(0))?)
     }
 
-    async fn has_late(&self, range: &Range, before: i64) -> Result<bool, Trouble> {
-        if lock(&self.late).get(&range.high).is_some_and(|late| before <= *late) {
-            return Ok(true);
+    /// When something in it was settled, where that was too late: not the last.
+    async fn late(&self, range: &Range, before: i64) -> Result<Option<i64>, Trouble> {
+        let known = lock(&self.late).get(&range.high).copied();
+        if let Some(late) = known.filter(|late| before <= *late) {
+            return Ok(Some(late));
         }
         let (mut delivery, mut destination) = (range.low(), String::new());
         loop {
             let rows = self.query(LATE, &[&delivery, &destination, &range.high, &ROWS_MAX, &before]).await?;
-            let Some(last) = rows.first() else { return Ok(false) };
+            let Some(last) = rows.first() else { return Ok(None) };
             if let Some(late) = last.try_get(2)? {
                 lock(&self.late).insert(range.high, late);
-                return Ok(true);
+                return Ok(Some(late));
             }
             (delivery, destination) = (last.try_get(0)?, last.try_get(1)?);
         }
@@ -218,7 +231,7 @@ impl Inner {
         }
     }
 
-    /// How many deliveries it had; none, where it is not gone: somebody has brought one back meanwhile.
+    /// How many deliveries it had, about where they are many; none, where it is not gone: somebody has brought one back meanwhile.
     async fn drop_range(&self, range: &Range) -> Result<u64, Trouble> {
         connect::transaction(&self.pool, |client| async move { drop_it(&client, range).await }).await
     }
@@ -248,14 +261,14 @@ async fn drop_it(client: &Object, range: &Range) -> Result<u64, Error> {
     let Range { name, high, .. } = range;
     client.batch_execute(IMPATIENT).await?;
     // Another gateway may be at it, or have been quicker.
-    let (is_there, table) = ("SELECT to_regclass($1) IS NOT NULL", format!("countersign.delivery_{name}"));
-    if !client.query_one(TURN, &[]).await?.try_get::<_, bool>(0)?
-        || !client.query_one(is_there, &[&table]).await?.try_get::<_, bool>(0)?
-    {
-        return Ok(0);
-    }
-    let count = format!("SELECT count(*) FROM countersign.delivery_{name}");
-    let count: i64 = client.query_one(&count, &[]).await?.try_get(0)?;
+    let (its_turn, table) = (client.query_one(TURN, &[]).await?, format!("countersign.delivery_{name}"));
+    let statistics = client.query_opt(STATISTICS, &[&table]).await?;
+    let Some(statistics) = statistics.filter(|_| its_turn.try_get(0).unwrap_or(false)) else { return Ok(0) };
+    let count: i64 = match statistics.try_get::<_, i64>(0)? {
+        // The count of a large one could outlast its deadline.
+        COUNTED_MAX.. => statistics.try_get(1)?,
+        _ => client.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.try_get(0)?,
+    };
     // Whoever is about to accept one of that day is waited for, or waits.
     let lock = "LOCK TABLE ONLY countersign.delivery, ONLY countersign.attempt IN ACCESS EXCLUSIVE MODE";
     client.batch_execute(lock).await?;

@@ -63,7 +63,8 @@ const TAKE: &str = "
 pub(super) const TAKE_BACK: &str = "
     WITH gone AS MATERIALIZED (
         SELECT id FROM countersign.gateway WHERE expires_at <= clock_timestamp() FOR UPDATE SKIP LOCKED)
-    DELETE FROM countersign.share s USING gone WHERE s.gateway = gone.id";
+    DELETE FROM countersign.share s WHERE s.gateway IN (SELECT id FROM gone)
+        OR NOT EXISTS (SELECT 1 FROM countersign.gateway g WHERE g.id = s.gateway)";
 /// Only who has tried, or knows of an earlier time, may say that it is still open: what ends late does not prolong it.
 const TELL: &str = "
     UPDATE countersign.lane SET broken_until = clock_timestamp() + $2::bigint * interval '1 ms', pause_ms = $3, prober = NULL
@@ -252,7 +253,7 @@ impl Inner {
         // All of it leaves at once: a gateway that stands still in the middle must not keep the others from taking any.
         let (begun, locked, taken, committed) = tokio::join!(
             biased;
-            client.batch_execute("BEGIN"),
+            client.batch_execute("BEGIN; SET LOCAL lock_timeout = '1s'"),
             client.query(&lock, &locks),
             client.query(&take, &wanted),
             client.batch_execute("COMMIT"),

@@ -190,7 +190,14 @@ impl Upkeep {
             }
         }
         // Behind the renewal: what has been taken back from this gateway is seen, and what it has is its own until then.
-        inner.share(client, self.lease_until, &mut self.news).await
+        match inner.share(client, self.lease_until, &mut self.news).await {
+            // Somebody holds a lane's row: nobody's accepts have to wait for that. What was not done is done in the next round.
+            Err(Trouble::Busy(reason) | Trouble::Again(reason)) => {
+                tracing::info!(reason, "places are not divided anew at the moment");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// What the database holds for this gateway and the gateway does not: an answer was lost.
