@@ -17,7 +17,8 @@ pub(crate) fn gateway(url: &str, backend: &Backend) -> Gateway {
 
 /// The same, with an environment that `prepare` has changed.
 pub(crate) fn gateway_with(url: &str, backend: &Backend, prepare: impl FnOnce(&mut Command)) -> Gateway {
-    let sections = format!("{SHARED}{}", every_provider(backend));
+    // Without chance a retry is seen to wait before it is made.
+    let sections = format!("{SHARED}{}retry = {{ jitter = \"none\" }}\n", every_provider(backend));
     Gateway::start_with(&sections, |command| {
         command.env("DATABASE_URL", url);
         prepare(command);
