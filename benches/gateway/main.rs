@@ -14,7 +14,7 @@
 //! | `memory` | resident memory after a million deliveries (minutes) |
 //! | `stored` | accepting and starting with 5,000,000 deliveries stored (an hour and 20 GB for the first time) |
 //! | `shared` | one to three gateways on PostgreSQL, beside one with a store of its own (takes a PostgreSQL server's programs) |
-//! | `bloat` | tables, indexes and vacuum after a million deliveries on PostgreSQL, or as many as fit in ten minutes |
+//! | `bloat` | tables, indexes and vacuum after a million deliveries on PostgreSQL, or as many as fit in twenty minutes |
 //! | `body` | what 25 MiB bodies cost in memory |
 //!
 //! | key | |

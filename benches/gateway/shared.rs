@@ -20,7 +20,7 @@ const SETTINGS: &[&str] = &["shared_buffers=512MB", "max_wal_size=4GB"];
 /// As many a second as any of these could take.
 const RATE_MAX: f64 = 20_000.0;
 /// How long the tables are watched at most.
-const WATCH_MAX: Duration = Duration::from_secs(600);
+const WATCH_MAX: Duration = Duration::from_mins(20);
 
 /// One point of the comparison.
 struct Point {
