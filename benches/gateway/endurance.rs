@@ -24,13 +24,7 @@ pub(crate) fn memory(options: &Options) {
     let server = Server::start_gateway(directory.path(), &setting);
     let mut samples = Vec::new();
     let mut resident = |stored: usize, deliveries: usize| {
-        let workload = Workload {
-            pace: Pace::Closed,
-            connections: 64,
-            body_bytes: 1 << 10,
-            seconds: 3_600.0,
-            rate_max: 0.0,
-        };
+        let workload = Workload::counted();
         let deliveries = Deliveries::sign(deliveries, workload.body_bytes, 1);
         let (figures, _) = place.measure(&server, Some(&backend), &workload, &deliveries);
         let resident = server.usage().resident as f64 / MIB;

@@ -67,6 +67,11 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
+    /// A number of deliveries, as fast as they are answered.
+    pub(crate) fn counted() -> Self {
+        Self { pace: Pace::Closed, connections: 64, body_bytes: 1 << 10, seconds: 3_600.0, rate_max: 0.0 }
+    }
+
     fn warm_up(&self) -> Duration {
         let is_number = self.pace == Pace::Closed && self.rate_max == 0.0;
         if is_number { Duration::ZERO } else { Duration::from_millis(400) }

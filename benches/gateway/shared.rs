@@ -159,13 +159,7 @@ pub(crate) fn bloat(options: &Options) {
     setting.top += "store.retention.delivered = \"2m\"\n";
     let directory = place.temporary();
     let server = Server::start_gateway(directory.path(), &setting);
-    let workload = Workload {
-        pace: Pace::Closed,
-        connections: 64,
-        body_bytes: 1 << 10,
-        seconds: 3_600.0,
-        rate_max: 0.0,
-    };
+    let workload = Workload::counted();
     let (began, mut samples, mut done) = (Instant::now(), Vec::new(), 0);
     while done < options.count.unwrap_or(1_000_000) && began.elapsed() < WATCH_MAX {
         let deliveries = Deliveries::sign(usize::try_from(STEP).unwrap(), workload.body_bytes, 1);

@@ -77,7 +77,7 @@ pub struct ForwardDocument {
 
 impl ForwardDocument {
     /// Its state in words.
-    pub fn standing(&self) -> String {
+    pub fn in_words(&self) -> String {
         if self.parked { format!("{} (parked)", self.state) } else { self.state.clone() }
     }
 }

@@ -166,7 +166,7 @@ fn forwards(delivery: &DeliverySummary) -> String {
         return "unrouted".to_owned();
     }
     let each =
-        delivery.forwards.iter().map(|forward| format!("{}: {}", forward.destination, forward.standing()));
+        delivery.forwards.iter().map(|forward| format!("{}: {}", forward.destination, forward.in_words()));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -220,7 +220,7 @@ fn print_detail(detail: &DeliveryDetail) -> Result<(), Failure> {
             let replay = if forward.replay { "replay" } else { "" };
             vec![
                 forward.destination.clone(),
-                forward.standing(),
+                forward.in_words(),
                 forward.attempts.to_string(),
                 or_dash(forward.outcome.as_deref()),
                 or_dash(at.as_deref()),

@@ -152,7 +152,10 @@ impl Inner {
     /// one of the others has to have been settled, to be deleted by itself.
     pub(super) async fn drop_ranges(&self, before: i64) -> Result<(u64, i64), Trouble> {
         let (mut dropped, mut rows_before) = (0, before);
-        for range in self.ranges().await? {
+        let ranges = self.ranges().await?;
+        // Also of those that another gateway has dropped.
+        lock(&self.late).retain(|high, _| ranges.iter().any(|range| range.high == *high));
+        for range in ranges {
             let gone = time(range.high) <= before;
             if gone && self.has_open(&range).await? {
                 dropped += self.delete_orphans(&range).await?;
@@ -163,7 +166,6 @@ impl Inner {
                 // That is not waited for: what else is settled goes meanwhile.
                 dropped += self.delete_orphans(&range).await?;
             } else if gone && late.is_none() {
-                lock(&self.late).remove(&range.high);
                 self.forget(&range, before).await?;
                 match self.drop_range(&range).await {
                     Ok(deliveries) => dropped += deliveries,
