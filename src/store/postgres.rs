@@ -21,6 +21,7 @@ use self::accept::Accept;
 use self::arrange::Arranged;
 use self::error::Trouble;
 use self::held::{Activity, Held};
+use self::lease::Floors;
 use self::ranges::Late;
 use self::row::Prepared;
 use self::settle::Settle;
@@ -109,6 +110,7 @@ struct Inner {
     metrics: Metrics,
     depths: Depths,
     held: Held,
+    floors: Floors,
     arranged: Arranged,
     late: Late,
     counted: Counted,
@@ -148,6 +150,7 @@ pub async fn open(options: Options, outlet: Arc<dyn Outlet>) -> Result<Postgres,
         metrics,
         depths: Depths::default(),
         held: Held::default(),
+        floors: Floors::default(),
         arranged: Arranged::default(),
         late: Late::default(),
         counted: Counted::default(),

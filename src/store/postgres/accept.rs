@@ -35,7 +35,7 @@ const CLAIM: &str = "
 /// that writes nothing waits for no standby.
 const STORE: &str = "
     WITH judged AS MATERIALIZED (
-        SELECT a.*, i.delivery AS id_first, i.body_digest AS first_digest, g.delivery AS guard_first
+        SELECT a.*, i.delivery AS id_first, i.body_digest AS first_digest, g.delivery AS guard_first, 'dead' AS dead
         FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[], $5::boolean[], $6::bigint[])
             AS a(id, id_key, guard_key, body_digest, revive, now)
         LEFT JOIN countersign.claim i ON i.key = a.id_key
@@ -83,7 +83,7 @@ const STORE: &str = "
         UPDATE countersign.forward f
         SET state = 'waiting', due_at = j.now, attempts = 0, pending_since = j.now, waited = 0, replay = true, settled_at = NULL
         FROM judged j
-        WHERE j.revive AND j.id_first <> j.id AND f.delivery = j.id_first AND f.state = 'dead'
+        WHERE j.revive AND j.id_first <> j.id AND f.delivery = j.id_first AND f.state = j.dead
         RETURNING f.delivery, f.destination
     )
     SELECT j.id, j.id_first, j.first_digest, j.guard_first, j.id IN (SELECT id FROM stored),

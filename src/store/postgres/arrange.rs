@@ -38,12 +38,12 @@ const CLEAN: &str = "
 /// What is held and is the first of its key, or has no place at all, behind $3 and $4.
 const RELEASE_ALL: &str = "
     WITH looked_at AS MATERIALIZED (
-        SELECT due_at, delivery FROM countersign.forward
+        SELECT due_at, delivery, destination, state FROM countersign.forward
         WHERE destination = $1 AND state = 'waiting' AND due_at >= $2 AND (due_at, delivery) > ($3, $4)
         ORDER BY due_at, delivery LIMIT $5
     ), released AS (
         UPDATE countersign.forward f SET due_at = f.due_at - $2 FROM looked_at l
-        WHERE f.delivery = l.delivery AND f.destination = $1 AND f.state = 'waiting' AND f.due_at >= $2
+        WHERE f.delivery = l.delivery AND f.destination = l.destination AND f.state = l.state AND f.due_at = l.due_at
             AND f.delivery = coalesce((
                 SELECT (SELECT first.delivery FROM countersign.ordered first
                     WHERE first.destination = $1 AND first.order_key = o.order_key
@@ -64,18 +64,19 @@ const PLACE: &str = "
     INSERT INTO countersign.ordered (destination, order_key, arrival, delivery)
     SELECT $1, p.order_key, p.arrival, p.delivery
     FROM unnest($2::text[], $3::bigint[], $4::uuid[]) p(order_key, arrival, delivery)
-    JOIN countersign.forward f ON f.delivery = p.delivery AND f.destination = $1 AND f.settled_at IS NULL
+    WHERE (SELECT f.settled_at IS NULL FROM countersign.forward f WHERE f.delivery = p.delivery AND f.destination = $1)
     ON CONFLICT (delivery, destination) DO UPDATE SET order_key = EXCLUDED.order_key";
 const DISBAND: &str = "
     WITH gone AS (
         DELETE FROM countersign.ordered WHERE destination = $1 AND (order_key, arrival, delivery) IN (
             SELECT order_key, arrival, delivery FROM countersign.ordered WHERE destination = $1 LIMIT $3)
         RETURNING 1
+    ), held AS MATERIALIZED (
+        SELECT delivery, destination, state, due_at FROM countersign.forward
+        WHERE destination = $1 AND state = 'waiting' AND due_at >= $2 LIMIT $3
     ), released AS (
-        UPDATE countersign.forward SET due_at = due_at - $2
-        WHERE destination = $1 AND state = 'waiting' AND due_at >= $2 AND delivery IN (
-            SELECT delivery FROM countersign.forward
-            WHERE destination = $1 AND state = 'waiting' AND due_at >= $2 LIMIT $3)
+        UPDATE countersign.forward f SET due_at = f.due_at - $2 FROM held h
+        WHERE f.delivery = h.delivery AND f.destination = h.destination AND f.state = h.state AND f.due_at = h.due_at
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM released)";

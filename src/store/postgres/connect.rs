@@ -26,6 +26,11 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// The settings of a session; a later failover may lead to a server that is set up otherwise, so each is asked. What it says
 /// of its commits it keeps to, whatever its server is set to later.
+///
+/// A plan is made once, perhaps while the tables are empty, and kept until they are analysed; and how many rows a lease takes no
+/// planner can know. So rows are only ever looked up one by one, by an index. Where several indexes would do, as that of what waits
+/// or of all keys by their destination, statements have the value come with the rows to be looked up, so that only the whole
+/// key finds them.
 const SESSION: &str = "
     SET statement_timeout = '10s';
     SET lock_timeout = '9s';
@@ -33,6 +38,9 @@ const SESSION: &str = "
     SET default_transaction_isolation = 'read committed';
     SET work_mem = '32MB';
     SET jit = off;
+    SET enable_seqscan = off;
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
     SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false), current_setting('fsync'),
         pg_is_in_recovery(),
         current_setting('server_version_num'), current_setting('server_version')";

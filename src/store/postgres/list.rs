@@ -39,12 +39,12 @@ const COLUMNS: &str = "id, source, delivery_id, event, received_at, sender, meth
     octet_length(body)::bigint";
 const FORWARDS: &str = "
     SELECT delivery, destination, state, due_at, attempts, pending_since, replay, settled_at, last_outcome,
-        settled_at IS NULL AND EXISTS (
-            SELECT 1 FROM countersign.ordered o
-            JOIN countersign.forward first ON first.destination = o.destination AND first.delivery = (
-                SELECT delivery FROM countersign.ordered WHERE destination = o.destination AND order_key = o.order_key
-                ORDER BY arrival, delivery LIMIT 1)
-            WHERE o.delivery = f.delivery AND o.destination = f.destination AND first.state = 'dead')
+        settled_at IS NULL AND coalesce((
+            SELECT (SELECT first.state FROM countersign.forward first
+                WHERE first.destination = o.destination AND first.delivery = (
+                    SELECT delivery FROM countersign.ordered WHERE destination = o.destination AND order_key = o.order_key
+                    ORDER BY arrival, delivery LIMIT 1))
+            FROM countersign.ordered o WHERE o.delivery = f.delivery AND o.destination = f.destination) = 'dead', false)
     FROM countersign.forward f WHERE delivery = ANY($1) ORDER BY delivery, destination";
 const WITH_TEXT: &str =
     "SELECT id FROM countersign.delivery WHERE id = ANY($1) AND position($2::bytea IN body) > 0";

@@ -48,8 +48,9 @@ const HOLD: &str = "
 const REMOVE: &str = "DELETE FROM countersign.ordered WHERE delivery = $1 AND destination = $2";
 /// The first of a key, and where it stands.
 const FIRST: &str = "
-    SELECT o.delivery, f.state FROM countersign.ordered o
-    LEFT JOIN countersign.forward f ON f.delivery = o.delivery AND f.destination = o.destination
+    SELECT o.delivery,
+        (SELECT f.state FROM countersign.forward f WHERE f.delivery = o.delivery AND f.destination = o.destination)
+    FROM countersign.ordered o
     WHERE o.destination = $1 AND o.order_key = $2 ORDER BY o.arrival, o.delivery LIMIT 1";
 /// It falls due when it did, if it is held.
 const RELEASE: &str = "

@@ -19,7 +19,7 @@ use crate::store::{Settlement, StoreError};
 
 const SETTLE: &str = "
     WITH ended AS MATERIALIZED (
-        SELECT * FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::bigint[], $7::integer[],
+        SELECT *, $1::uuid AS gateway, 'in_flight' AS was FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::bigint[], $7::integer[],
             $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::integer[], $13::text[], $14::bigint[])
             WITH ORDINALITY AS e(delivery, destination, attempt, state, due_at, attempts, ended_at, outcome, started_at,
                 duration_ms, status, detail, pending_since, n)
@@ -29,8 +29,8 @@ const SETTLE: &str = "
             settled_at = CASE WHEN e.state = 'waiting' THEN NULL ELSE coalesce(e.ended_at, f.due_at) END,
             last_outcome = coalesce(e.outcome, f.last_outcome), held_by = NULL, held_since = NULL
         FROM ended e
-        WHERE f.delivery = e.delivery AND f.destination = e.destination AND f.state = 'in_flight'
-            AND f.attempts = e.attempt AND f.pending_since = e.pending_since AND f.held_by = $1
+        WHERE f.delivery = e.delivery AND f.destination = e.destination AND f.state = e.was
+            AND f.attempts = e.attempt AND f.pending_since = e.pending_since AND f.held_by = e.gateway
         RETURNING e.n, f.replay
     ), remembered AS (
         INSERT INTO countersign.attempt (delivery, destination, attempt, started_at, duration_ms, outcome, status, detail)

@@ -25,10 +25,11 @@ const SETTLED: &str = "
             AND (settled_at, delivery, destination) > ($2, $3, $4)
         ORDER BY settled_at, delivery, destination LIMIT $5
     ), locked AS MATERIALIZED (
-        SELECT f.delivery, f.destination FROM countersign.forward f
-        WHERE f.delivery IN (SELECT delivery FROM looked_at)
-            AND (f.state = 'delivered' OR f.state = 'cancelled') AND f.settled_at < $1
-        FOR UPDATE SKIP LOCKED
+        SELECT f.delivery, f.destination
+        FROM (SELECT DISTINCT delivery, 'delivered' AS one, 'cancelled' AS other, $1 AS before FROM looked_at) l
+        JOIN countersign.forward f
+            ON f.delivery = l.delivery AND (f.state = l.one OR f.state = l.other) AND f.settled_at < l.before
+        FOR UPDATE OF f SKIP LOCKED
     ), gone AS MATERIALIZED (
         SELECT l.delivery FROM locked l GROUP BY l.delivery
         HAVING count(*) = (SELECT count(*) FROM countersign.forward f WHERE f.delivery = l.delivery)

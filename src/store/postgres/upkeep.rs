@@ -39,12 +39,12 @@ const RENEW_SQL: &str = "
 /// In flight of a gateway that is not alive. Their attempts stay counted.
 const TAKE_OVER: &str = "
     WITH left_behind AS MATERIALIZED (
-        SELECT f.delivery, f.destination FROM countersign.forward f
+        SELECT f.delivery, f.destination, f.state FROM countersign.forward f
         WHERE f.state = 'in_flight' AND NOT EXISTS (
             SELECT 1 FROM countersign.gateway g WHERE g.id = f.held_by AND g.expires_at > clock_timestamp())
         LIMIT 1000 FOR UPDATE SKIP LOCKED)
     UPDATE countersign.forward f SET state = 'waiting', held_by = NULL, held_since = NULL
-    FROM left_behind l WHERE f.delivery = l.delivery AND f.destination = l.destination AND f.state = 'in_flight'
+    FROM left_behind l WHERE f.delivery = l.delivery AND f.destination = l.destination AND f.state = l.state
     RETURNING f.destination";
 /// Gone for so long that nothing of theirs can be left.
 const FORGET: &str = "
