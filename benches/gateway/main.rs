@@ -24,7 +24,8 @@
 //! | `count=N` | deliveries (`memory`, `stored`, `bloat`) or requests a second (`hanging`) |
 //! | `binary=PATH` | measures this gateway instead of the one just built |
 //! | `against=PATH` | measures this gateway, too, as (x): one commit beside another |
-//! | `top=…`, `source=…`, `destination=…` | more lines of the gateway's configuration |
+//! | `top=…`, `source=…` | more lines of the gateway's configuration |
+//! | `destination=…` | those of its destinations, in place of `concurrency = 64` |
 //! | `markdown=docs/performance.md` | writes the table there |
 #![expect(
     clippy::unwrap_used,

@@ -48,7 +48,8 @@ impl Default for Setting {
             backends: Vec::new(),
             top: String::new(),
             source: String::new(),
-            destination: String::new(),
+            // As many as there are senders: the backend is a fast one.
+            destination: "concurrency = 64\n".to_owned(),
             processors: String::new(),
         }
     }
@@ -159,6 +160,14 @@ impl Server {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// How long a gateway's API takes for the first page of its deliveries.
+    pub(crate) fn first_page_in(&self) -> Duration {
+        let began = Instant::now();
+        let page = get(self.counters.0, "/api/v1/deliveries");
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        began.elapsed()
+    }
+
     /// Group commits so far; each is one fsync of the log.
     pub(crate) fn commits(&self) -> f64 {
         self.counter("countersign_store_commit_duration_seconds_count")
@@ -187,21 +196,28 @@ impl Drop for Server {
 /// What process `id` has used so far.
 pub(crate) fn usage(id: u32) -> Usage {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{id}/{name}")).unwrap();
-    // The name, in parentheses, may have spaces.
-    let stat = read("stat");
-    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
     let (status, io) = (read("status"), read("io"));
     let number = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
     };
     Usage {
-        cpu: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
+        cpu: times(id).unwrap().0,
         written: number(&io, "write_bytes:"),
         resident: number(&status, "VmRSS:") * 1_024,
         peak: number(&status, "VmHWM:") * 1_024,
     }
+}
+
+/// The processor time of process `id`, and of its children that have ended; `None` when it has ended itself.
+pub(crate) fn times(id: u32) -> Option<(Duration, Duration)> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name, in parentheses, may have spaces.
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let sum = |ticks: &[&str]| ticks.iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>() as f64;
+    let second = rustix::param::clock_ticks_per_second() as f64;
+    let time = |fields| Duration::from_secs_f64(sum(fields) / second);
+    Some((time(&fields[11..13]), time(&fields[13..15])))
 }
 
 fn on(processors: &str, program: &Path) -> Command {
@@ -229,7 +245,7 @@ fn address(words: &str, name: &str) -> SocketAddr {
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     page

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::database::{Server as Database, query};
 use crate::measure::{Contender, Figures, Place, Workload};
 use crate::options::Options;
-use crate::process::{Server, Setting, usage};
+use crate::process::{Server, Setting, times};
 use crate::report::{Goal, Report};
 use crate::requests::Deliveries;
 use crate::rounds::Sample;
@@ -120,7 +120,8 @@ fn measure(place: &Place, database: &Database, point: &Point, options: &Options)
             .collect();
         measuring.into_iter().map(|measuring| measuring.join().unwrap()).collect()
     });
-    let spent = cpu(database) - before;
+    // One may have ended between the two looks at it.
+    let spent = cpu(database).saturating_sub(before);
     let all: u64 = measured.iter().map(|(_, answers)| answers.accepted_in_all).sum();
     let mut figures = Figures::new();
     for name in measured[0].0.keys() {
@@ -140,11 +141,16 @@ fn on(url: &str) -> String {
     format!("store.engine = \"postgres\"\nstore.url = {{ value = \"{url}\" }}\n")
 }
 
-/// Processor time of all processes of the server's that are there.
+/// Processor time of all processes of the server's that are there, and of those that have ended.
 fn cpu(database: &Database) -> Duration {
     let id = database.id();
     let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    children.split_whitespace().map(|child| usage(child.parse().unwrap()).cpu).sum()
+    let alive: Duration = children
+        .split_whitespace()
+        .filter_map(|child| times(child.parse().unwrap()))
+        .map(|(own, _)| own)
+        .sum();
+    alive + times(id).unwrap().1
 }
 
 /// The tables after many deliveries, while retention removes what was delivered two minutes ago.

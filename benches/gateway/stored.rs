@@ -1,4 +1,4 @@
-//! What the gateway is like when its store is full: accepting beside an empty one, and its start.
+//! What the gateway is like when its store is full: accepting beside an empty one, its start, and its API.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub(crate) fn run(options: &Options) {
         rate_max: rate_guess(Contender::D, 1 << 10),
     };
     let deliveries = || workload.deliveries(1);
-    let (mut samples, mut starts, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut samples, mut starts, mut pages, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.rounds {
         let mut rates = Vec::new();
         for (name, stored) in [("empty", None), ("full", Some(&full))] {
@@ -47,6 +47,7 @@ pub(crate) fn run(options: &Options) {
             let server = Server::start_gateway(directory, &options.setting);
             if stored.is_some() {
                 starts.push(server.started_in.as_secs_f64());
+                pages.push(server.first_page_in().as_secs_f64() * 1e3);
             }
             let (figures, _) = place.measure(&server, None, &workload, &deliveries());
             server.stop();
@@ -61,6 +62,7 @@ pub(crate) fn run(options: &Options) {
     let goals = [
         Goal::new(&format!("accepting with {count} stored by an empty store, requests/s"), ratios, true, 0.8),
         Goal::new(&format!("start with {count} stored, s"), starts, false, 2.0),
+        Goal::new(&format!("the API's first page with {count} stored, ms"), pages, false, 100.0),
     ];
     Report::new(options, &place.machine, samples, goals).publish(options);
 }

@@ -9,10 +9,10 @@ use crate::clock::{DIFFERENCE_MAX, Timestamp, earlier};
 use crate::id::Id;
 use crate::store::Swept;
 
-/// Rows that one step looks at.
-const ROWS_MAX: i64 = 500;
+/// Rows that one step looks at: about as much work as a group of deliveries that are accepted, which wait for it.
+const ROWS_MAX: i64 = 64;
 /// Bytes of bodies that one step removes: SQLite reads each page of a body to free it.
-const BYTES_MAX: i64 = 16 << 20;
+const BYTES_MAX: i64 = 4 << 20;
 
 /// One step of a sweep.
 pub(super) struct Sweep {
